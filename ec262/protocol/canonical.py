@@ -1,0 +1,242 @@
+"""Canonical bytes: the same data give the same bytes on every platform and every Python.
+
+Data travel as *pairs*, a JSON array of ``[key, value]`` arrays. JSON says None, bool, int, float, str and
+list by itself; what it cannot say is an object with one member, its tag:
+
+=========  ======================  ==========================================
+Python     JSON                    note
+=========  ======================  ==========================================
+tuple      ``{"t": [item, ...]}``
+bytes      ``{"b": "base64"}``     RFC 4648, section 4
+dict       ``{"d": [[k, v], ...]}``  sorted by key as `sort_key` says
+=========  ======================  ==========================================
+
+No plain JSON object is ever written, so a tag cannot be mistaken for data. The standard library's encoder
+is used because its output (with ``ensure_ascii``) has been the same since Python 3.6, which was checked for
+doubles, big integers and lone surrogates; faster encoders disagree about floats.
+
+Everything here is pure, and the sandbox's child imports it: standard library only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ec262.errors import Malformed, ValueNotPortable
+
+Key = Any
+"""A key: None, bool, int, float, str or a tuple of keys."""
+Value = Any
+"""A value: None, bool, int, float, str, bytes, or a list, tuple or dict of values."""
+Pair = tuple[Key, Value]
+
+_PLAIN = frozenset({int, str, float, bool, type(None)})
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), check_circular=False).encode
+
+
+def sort_key(key: Key) -> tuple[int, Any]:
+    """Order for mixed keys: None < bool < number < str < tuple, then by value."""
+    kind = type(key)
+    if kind is str:
+        return (3, key)
+    if kind is int or kind is float:
+        return (2, key)
+    if kind is bool:
+        return (1, key)
+    if key is None:
+        return (0, 0)
+    if kind is tuple:
+        return (4, tuple(sort_key(item) for item in key))
+    raise ValueNotPortable(_unfit_key(key))
+
+
+def sort_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """Pairs sorted by key. Keys must be distinct; cost n log n, fast where all keys are of one plain type."""
+    listed = list(pairs)
+    kinds = {type(pair[0]) for pair in listed}
+    if kinds <= {str} or kinds <= {int, float}:
+        listed.sort(key=_first)
+    else:
+        listed.sort(key=lambda pair: sort_key(pair[0]))
+    return listed
+
+
+def _first(pair: Pair) -> Any:
+    return pair[0]
+
+
+def encode_pairs(pairs: Iterable[Pair], *, where: str = "data") -> bytes:
+    """Canonical bytes of pairs in the order given (use `sort_pairs` first where the order is free).
+
+    Args:
+        pairs: the pairs; values of any depth.
+        where: what the pairs are, for the error message, such as ``"mapper count_words"``.
+
+    Raises:
+        ValueNotPortable: a key or value is outside the format; names `where`, the key and the type.
+    """
+    listed = [
+        [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)]
+        for key, value in pairs
+    ]
+    try:
+        return _encode(listed).encode("ascii")
+    except (ValueError, RecursionError) as reason:
+        _explain_pairs(listed, where, reason)
+
+
+def encode_value(value: Value, *, where: str = "value") -> bytes:
+    """Canonical bytes of one value. Raises `ValueNotPortable` like `encode_pairs`."""
+    try:
+        return _encode(_wire(value, where, None)).encode("ascii")
+    except (ValueError, RecursionError) as reason:
+        raise ValueNotPortable(f"{where}: {_why(reason)}") from None
+
+
+def decode_value(data: bytes) -> Value:
+    """The value that `encode_value` made bytes of.
+
+    Raises:
+        Malformed: not canonical JSON of this format (NaN, unknown tag, too deep, integer too long, ...).
+    """
+    try:
+        return json.loads(data, object_hook=_untag, parse_constant=_no_constant, parse_float=_finite)
+    except Malformed:
+        raise
+    except (ValueError, RecursionError) as reason:
+        raise Malformed(f"not canonical JSON: {_why(reason)}") from None
+
+
+def decode_pairs(data: bytes) -> list[list[Any]]:
+    """The pairs that `encode_pairs` made bytes of, as ``[[key, value], ...]``.
+
+    Raises:
+        Malformed: as `decode_value`, or not an array of two-item arrays, or something that cannot be a key.
+    """
+    pairs = decode_value(data)
+    if type(pairs) is not list:
+        raise Malformed("pairs are not an array")
+    for pair in pairs:
+        if type(pair) is not list or len(pair) != 2:
+            raise Malformed("a pair is not an array of two")
+        if type(pair[0]) is not str and not _is_key(pair[0]):
+            raise Malformed("a pair's key has a type that cannot be a key")
+    return pairs
+
+
+# --- one way -------------------------------------------------------------------------------------
+
+
+def _wire_key(key: Key, where: str) -> Any:
+    kind = type(key)
+    if kind in _PLAIN:
+        return key
+    if kind is tuple:
+        return {"t": [_wire_key(item, where) for item in key]}
+    raise ValueNotPortable(f"{where}: {_unfit_key(key)}")
+
+
+def _wire(value: Value, where: str, key: Key) -> Any:
+    """`value` with what JSON cannot say replaced by tags; lists of plain values pass as they are."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    try:
+        if kind is list:
+            return value if _PLAIN.issuperset(map(type, value)) else [_wire(item, where, key) for item in value]
+        if kind is tuple:
+            return {"t": [_wire(item, where, key) for item in value]}
+        if kind is bytes:
+            return {"b": base64.b64encode(value).decode("ascii")}
+        if kind is dict:
+            return {"d": [[_wire_key(k, where), _wire(v, where, key)] for k, v in sort_pairs(value.items())]}
+    except RecursionError:
+        raise ValueNotPortable(f"{where}: the value of key {_show(key)} is nested too deeply, or holds itself") from None
+    raise ValueNotPortable(
+        f"{where}: the value of key {_show(key)} is or holds a {kind.__module__}.{kind.__qualname__}; only None, bool, "
+        "int, float, str, bytes, list, tuple and dict travel: convert it first"
+    )
+
+
+def _explain_pairs(listed: list[list[Any]], where: str, reason: Exception) -> NoReturn:
+    for key, value in listed:
+        try:
+            _encode([key, value])
+        except (ValueError, RecursionError):
+            raise ValueNotPortable(f"{where}: key {_show(key)}: {_why(reason)}") from None
+    raise ValueNotPortable(f"{where}: {_why(reason)}") from None
+
+
+def _why(reason: Exception) -> str:
+    text = str(reason)
+    if isinstance(reason, RecursionError):
+        return "nested too deeply"
+    if "digits" in text:
+        return "an integer of more than 4300 digits"
+    if "Out of range float" in text:
+        return "NaN and Infinity do not travel"
+    return text
+
+
+def _unfit_key(key: object) -> str:
+    kind = type(key)
+    return (
+        f"{_show(key)} is a {kind.__module__}.{kind.__qualname__} and cannot be a key; "
+        "keys are None, bool, int, float, str or tuples of these"
+    )
+
+
+def _show(thing: object) -> str:
+    try:
+        text = repr(thing)
+    except Exception:
+        text = f"<{type(thing).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- and back ------------------------------------------------------------------------------------
+
+
+def _untag(members: dict[str, Any]) -> Any:
+    if len(members) == 1:
+        ((tag, inner),) = members.items()
+        if tag == "t" and type(inner) is list:
+            return tuple(inner)
+        if tag == "b" and type(inner) is str:
+            try:
+                return base64.b64decode(inner.encode("ascii"), validate=True)
+            except (binascii.Error, UnicodeEncodeError):
+                raise Malformed("bytes are not Base64") from None
+        if tag == "d" and type(inner) is list:
+            return _dictionary(inner)
+    raise Malformed("an object that is no known tag")
+
+
+def _dictionary(pairs: list[Any]) -> dict[Any, Any]:
+    made: dict[Any, Any] = {}
+    for pair in pairs:
+        if type(pair) is not list or len(pair) != 2 or not _is_key(pair[0]) or pair[0] in made:
+            raise Malformed("a dictionary with an unfit or repeated key")
+        made[pair[0]] = pair[1]
+    return made
+
+
+def _is_key(key: Any) -> bool:
+    kind = type(key)
+    return kind in _PLAIN or (kind is tuple and all(map(_is_key, key)))
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Malformed(f"{name} does not travel")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise Malformed("a number beyond the range of a double")
+    return number

@@ -1,0 +1,361 @@
+"""Messages: one frozen type for each body that travels; decoding one validates it.
+
+JSON through msgspec: these envelopes are never hashed, so speed may choose. Fields that a receiver does not know are
+ignored, so that older and newer parties understand each other. Bytes stand as Base64.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from ec262.errors import Malformed
+from ec262.protocol.receipts import Kind
+
+Id = Annotated[str, Meta(pattern="^[0-9a-f]{16,32}$", description="Random hexadecimal identifier.")]
+LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,32}\.[0-9]{1,3}$", description="Task id, dot, replica number.")]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256.")]
+Seconds = Annotated[float, Meta(gt=0, le=86_400.0)]
+Token = Annotated[str, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
+
+MAX_TASKS_A_REQUEST = 1000
+MAX_RECEIPT_TOKENS = 1000
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What all bodies have in common."""
+
+
+# --- discovery: accounts and books ---------------------------------------------------------------
+
+
+class CreateAccount(Message, frozen=True, kw_only=True):
+    """Asks for a new account."""
+
+    name: Annotated[str, Meta(max_length=64)] = ""
+
+
+class AccountCreated(Message, frozen=True, kw_only=True):
+    """A new account. The secret is shown this once."""
+
+    account_id: str
+    secret: str
+    balance: int
+
+
+class AccountState(Message, frozen=True, kw_only=True):
+    """Who the caller is and what it has, in credits."""
+
+    account_id: str
+    name: str
+    balance: int
+    escrow: int
+    earned: int
+    spent: int
+    workers: int
+
+
+class ServiceState(Message, frozen=True, kw_only=True):
+    """What this service is; with credentials also who is asking."""
+
+    service: str
+    version: str
+    network: str
+    distinct: str
+    workers: int
+    account: AccountState | None = None
+
+
+class Credits(Message, frozen=True, kw_only=True):
+    """All credits there are: minted - burnt = accounts + escrow at every instant."""
+
+    minted: int
+    burnt: int
+    accounts: int
+    escrow: int
+
+
+class Health(Message, frozen=True, kw_only=True):
+    """The service answers, and so does what it depends on."""
+
+    status: str
+
+
+# --- discovery: workers --------------------------------------------------------------------------
+
+
+class RegisterWorker(Message, frozen=True, kw_only=True):
+    """A worker enters the pool.
+
+    The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
+    seen for this worker starts a new epoch: what it held before is taken from it.
+    """
+
+    worker_id: Id
+    boot_id: Id
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    slots: Annotated[int, Meta(ge=1, le=1024)]
+    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$")]
+    lane: Literal["native", "none"] = "native"
+    layers: list[Annotated[str, Meta(max_length=32)]] = []
+
+
+class WorkerRegistered(Message, frozen=True, kw_only=True):
+    """What a worker needs to serve."""
+
+    worker_id: str
+    worker_key: Digest
+    epoch: int
+    heartbeat_s: float
+    ttl_s: float
+    capacity: int
+    server_time_s: float
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """A worker is alive; it shows receipts of leases that nobody settled."""
+
+    boot_id: Id
+    receipts: Annotated[list[Token], Meta(max_length=16)] = []
+
+
+class HeartbeatAnswer(Message, frozen=True, kw_only=True):
+    """Which of the worker's leases are still open (all others are settled), and what it has earned so far."""
+
+    server_time_s: float
+    open_leases: list[str]
+    earned: int
+    balance: int
+
+
+# --- discovery: leases and settlements -----------------------------------------------------------
+
+
+class TaskWanted(Message, frozen=True, kw_only=True):
+    """One task a foreman wants computed."""
+
+    input_digest: Digest
+    cpu_limit_s: Annotated[float, Meta(gt=0, le=3600.0)] = 60.0
+
+
+class Policy(Message, frozen=True, kw_only=True):
+    """Whose result counts: so many replicas, of which so many must agree; `max_replicas` in all."""
+
+    redundancy: Annotated[int, Meta(ge=1, le=16)] = 1
+    quorum: Annotated[int, Meta(ge=1, le=16)] = 1
+    max_replicas: Annotated[int, Meta(ge=1, le=64)] = 9
+
+
+class Requirements(Message, frozen=True, kw_only=True):
+    """Which workers can compute the tasks: replicas are compared only within one class."""
+
+    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$")]
+    lane: Literal["native", "none"] = "native"
+
+
+class LeaseTasks(Message, frozen=True, kw_only=True):
+    """Wants workers for tasks, as many of them, in order, as are free and can be paid."""
+
+    job_id: Id
+    idempotency_key: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[\x21-\x7e]*$")]
+    tasks: Annotated[list[TaskWanted], Meta(min_length=1, max_length=MAX_TASKS_A_REQUEST)]
+    requirements: Requirements
+    policy: Policy = Policy()
+    timeout_s: Annotated[float, Meta(gt=0, le=86_400.0)] | None = None
+
+
+class LeasedReplica(Message, frozen=True, kw_only=True):
+    """One worker promised to one replica."""
+
+    lease_id: str
+    worker_id: str
+
+
+class LeasedTask(Message, frozen=True, kw_only=True):
+    """A task with its workers. `input_key` seals its input, the same bytes for every replica."""
+
+    task_id: str
+    input_key: Digest
+    replicas: list[LeasedReplica]
+
+
+class AssignedWorker(Message, frozen=True, kw_only=True):
+    """Where a worker is, and its tickets of this answer."""
+
+    worker_id: str
+    address: str
+    port: int
+    slots: int
+    tickets: str
+
+
+class NetworkState(Message, frozen=True, kw_only=True):
+    """The workers alive in the class that was asked for."""
+
+    workers: int
+    slots: int
+
+
+class Leased(Message, frozen=True, kw_only=True):
+    """What was assigned: the first ``len(tasks)`` of the tasks asked for."""
+
+    program_key: Digest
+    poll_key: Digest
+    tasks: list[LeasedTask]
+    workers: list[AssignedWorker]
+    network: NetworkState
+    price: int
+    balance: int
+
+
+class SealedReceipts(Message, frozen=True, kw_only=True):
+    """A receipt bundle as the worker sealed it."""
+
+    worker_id: Id
+    token: Token
+
+
+class Settle(Message, frozen=True, kw_only=True):
+    """Shows receipts and wants verdicts on tasks. `lost` names leases the foreman has given up."""
+
+    job_id: Id
+    receipts: Annotated[list[SealedReceipts], Meta(max_length=MAX_RECEIPT_TOKENS)] = []
+    decide: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    lost: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+
+
+class ReleasedKey(Message, frozen=True, kw_only=True):
+    """A paid replica and the key that opens its result."""
+
+    lease_id: str
+    worker_id: str
+    result_key: Digest
+
+
+class TaskVerdict(Message, frozen=True, kw_only=True):
+    """What became of a task.
+
+    ``accepted``: `kind` and `commitment` are the agreed ones, `keys` open the payees' results. ``more``: `task` lists
+    further replicas to push to. ``pending``: replicas are still out, or no further worker is free now. ``undecided``:
+    nobody agrees and no more may be tried; the escrow went back. ``unknown``: not this foreman's task, or forgotten after the grace period.
+    """
+
+    task_id: str
+    verdict: Literal["accepted", "more", "pending", "undecided", "unknown"]
+    kind: Kind | None = None
+    commitment: bytes = b""
+    keys: list[ReleasedKey] = []
+    dissenters: list[str] = []
+    task: LeasedTask | None = None
+    reason: str = ""
+
+
+class Settled(Message, frozen=True, kw_only=True):
+    """Verdicts in the order asked for, and the workers of those that say ``more``."""
+
+    tasks: list[TaskVerdict]
+    workers: list[AssignedWorker]
+    refused_receipts: list[int]
+    balance: int
+
+
+# --- worker --------------------------------------------------------------------------------------
+
+
+class PushedTask(Message, frozen=True, kw_only=True):
+    """One replica's input: tokens which, opened and joined, are its framed parts."""
+
+    lease_id: LeaseId
+    payload: Annotated[list[Token], Meta(min_length=1, max_length=4096)]
+
+
+class PushTasks(Message, frozen=True, kw_only=True):
+    """Redeems leases of a ticket bundle. `program` comes with the first push of a job to a worker."""
+
+    tickets: Token
+    program: Annotated[list[Token], Meta(max_length=256)] = []
+    tasks: Annotated[list[PushedTask], Meta(max_length=MAX_TASKS_A_REQUEST)]
+
+
+class Pushed(Message, frozen=True, kw_only=True):
+    """How many leases the worker took; `missing_program` says to push again with it."""
+
+    taken: int
+    missing_program: bool = False
+
+
+class SealedResult(Message, frozen=True, kw_only=True):
+    """One replica's result: tokens which, opened and joined, are its framed parts."""
+
+    lease_id: str
+    tokens: list[str]
+
+
+class Results(Message, frozen=True, kw_only=True):
+    """Results since the cursor the foreman named, their receipts, and how many leases the worker still holds."""
+
+    results: list[SealedResult]
+    receipts: str
+    cursor: int
+    held: int
+
+
+class WorkerState(Message, frozen=True, kw_only=True):
+    """What a worker is, for anybody."""
+
+    service: str
+    version: str
+    worker_id: str
+    slots: int
+    python: str
+    running: int
+    queued: int
+
+
+class Cancelled(Message, frozen=True, kw_only=True):
+    """How many leases the worker gave back unrun; their receipts come with the results."""
+
+    refused: int
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+class Problem(Message, frozen=True, kw_only=True):
+    """An error, after RFC 9457; `code` is stable, `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    needed: int | None = None
+    available: int | None = None
+
+
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[type[Message], msgspec.json.Decoder[Message]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The message as JSON."""
+    return _encoder.encode(message)
+
+
+def decode(kind: type[M], body: bytes) -> M:
+    """The body as a message of `kind`.
+
+    Raises:
+        Malformed: not JSON, a field missing, of the wrong type or out of its range; says which.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(body)  # type: ignore[return-value]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
+        raise Malformed(str(reason)) from None

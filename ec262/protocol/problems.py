@@ -1,0 +1,50 @@
+"""Problems: every error code that a service answers with, its status and what it means (RFC 9457)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ec262.protocol.messages import Problem, encode
+
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemKind:
+    """One code."""
+
+    code: str
+    status: int
+    title: str
+
+
+_KINDS = (
+    ProblemKind("malformed-body", 400, "The body is not what this route takes"),
+    ProblemKind("bad-request", 400, "The request cannot be understood"),
+    ProblemKind("unauthorized", 401, "Account or secret is wrong"),
+    ProblemKind("insufficient-credits", 402, "Not enough credits for a single task"),
+    ProblemKind("forbidden", 403, "This account may not do that"),
+    ProblemKind("ticket-refused", 403, "The ticket is not valid here and now"),
+    ProblemKind("not-found", 404, "There is nothing at this path"),
+    ProblemKind("unknown-worker", 404, "This worker is not registered: register again"),
+    ProblemKind("unknown-job", 404, "This worker holds nothing of that job"),
+    ProblemKind("method-not-allowed", 405, "This path does not take that method"),
+    ProblemKind("request-timeout", 408, "The request came too slowly"),
+    ProblemKind("conflict", 409, "Others changed the same things at the same time: try again"),
+    ProblemKind("length-required", 411, "The request does not say how long its body is"),
+    ProblemKind("body-too-large", 413, "The body is larger than this route takes"),
+    ProblemKind("unsupported-media-type", 415, "The body has to be application/json"),
+    ProblemKind("headers-too-large", 431, "The request's headers are larger than this service takes"),
+    ProblemKind("internal-error", 500, "The service has a fault; its log says more"),
+    ProblemKind("unavailable", 503, "The service cannot answer now: try again later"),
+)
+
+PROBLEMS: dict[str, ProblemKind] = {kind.code: kind for kind in _KINDS}
+
+
+def problem_body(code: str, detail: str, *, needed: int | None = None, available: int | None = None) -> tuple[int, bytes]:
+    """Status and JSON body of a problem."""
+    kind = PROBLEMS[code]
+    return kind.status, encode(
+        Problem(title=kind.title, status=kind.status, code=code, detail=detail, needed=needed, available=available)
+    )

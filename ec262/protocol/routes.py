@@ -1,0 +1,92 @@
+"""Routes: every path that a party serves, in one place.
+
+Servers register these, clients call these, the OpenAPI document is made of these, and a test compares the tables in
+docs/protocol.md with these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ec262.protocol import messages as m
+
+Party = Literal["discovery", "worker"]
+Auth = Literal["none", "optional", "account", "ticket", "poll"]
+
+API_VERSION = "v1"
+MEGABYTE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path and method.
+
+    Attributes:
+        name: the verb that client and server functions carry.
+        auth: ``account``: HTTP Basic with account id and secret; ``ticket``: the body's ticket bundle; ``poll``: a MAC
+            under the job's poll key (`ec262.protocol.polling`).
+        problems: codes it may answer with, beside those every route may (`EVERYWHERE`).
+        max_body_bytes: larger bodies are refused unread.
+    """
+
+    name: str
+    party: Party
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    auth: Auth
+    request: type[m.Message] | None
+    response: type[m.Message] | None
+    summary: str
+    problems: tuple[str, ...] = ()
+    max_body_bytes: int = 64 * 1024
+    query: tuple[str, ...] = ()
+
+
+EVERYWHERE = ("bad-request", "request-timeout", "body-too-large", "headers-too-large", "internal-error", "unavailable")
+_BODY = ("malformed-body", "unsupported-media-type")
+
+ROUTES: tuple[Route, ...] = (
+    Route("describe", "discovery", "GET", "/", "optional", None, m.ServiceState,
+          "What this service is; with credentials, who you are and what you have", ("unauthorized",)),
+    Route("openapi", "discovery", "GET", "/openapi.json", "none", None, None, "This table as an OpenAPI document"),
+    Route("health", "discovery", "GET", "/v1/health", "none", None, m.Health, "Whether the service can do its work"),
+    Route("credits", "discovery", "GET", "/v1/credits", "none", None, m.Credits, "All credits there are, added up"),
+    Route("create_account", "discovery", "POST", "/v1/accounts", "none", m.CreateAccount, m.AccountCreated,
+          "Make an account with starting credits", _BODY),
+    Route("account", "discovery", "GET", "/v1/account", "account", None, m.AccountState,
+          "What the calling account has", ("unauthorized",)),
+    Route("register_worker", "discovery", "POST", "/v1/workers", "account", m.RegisterWorker, m.WorkerRegistered,
+          "Enter the pool, or return to it", ("unauthorized", "forbidden", "conflict", *_BODY)),
+    Route("heartbeat", "discovery", "POST", "/v1/workers/<worker_id>/heartbeats", "account", m.Heartbeat,
+          m.HeartbeatAnswer, "Stay in the pool; show receipts nobody settled",
+          ("unauthorized", "unknown-worker", *_BODY), 32 * MEGABYTE),
+    Route("leave", "discovery", "DELETE", "/v1/workers/<worker_id>", "account", None, None,
+          "Leave the pool; what the worker holds stays its own until it is settled or due",
+          ("unauthorized", "unknown-worker")),
+    Route("lease_tasks", "discovery", "POST", "/v1/tasks", "account", m.LeaseTasks, m.Leased,
+          "Put credits in escrow and get workers for tasks",
+          ("unauthorized", "insufficient-credits", "conflict", *_BODY), 8 * MEGABYTE),
+    Route("settle", "discovery", "POST", "/v1/settlements", "account", m.Settle, m.Settled,
+          "Show receipts; get verdicts and result keys", ("unauthorized", "conflict", *_BODY), 32 * MEGABYTE),
+    Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
+    Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
+          "Redeem tickets: run these tasks", ("ticket-refused", *_BODY), 64 * MEGABYTE),
+    Route("fetch_results", "worker", "GET", "/v1/jobs/<job_id>/results", "poll", None, m.Results,
+          "Wait for results past a cursor; what is before it is forgotten", ("unauthorized", "unknown-job"),
+          query=("after", "wait_s")),
+    Route("cancel_job", "worker", "DELETE", "/v1/jobs/<job_id>", "poll", None, m.Cancelled,
+          "Give back what has not been started", ("unauthorized", "unknown-job")),
+)  # fmt: skip
+
+BY_NAME: dict[tuple[Party, str], Route] = {(route.party, route.name): route for route in ROUTES}
+
+
+def routes_of(party: Party) -> list[Route]:
+    """The routes one party serves, in the table's order."""
+    return [route for route in ROUTES if route.party == party]
+
+
+def route(party: Party, name: str) -> Route:
+    """The route of that name; a KeyError is a bug of the caller."""
+    return BY_NAME[party, name]

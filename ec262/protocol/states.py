@@ -1,0 +1,101 @@
+"""States: what a replica and a task can be, and every way from one to another.
+
+The tables are the truth: discovery moves records with `advance`, docs/protocol.md shows them, a test compares.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ReplicaState(StrEnum):
+    """What became of one worker's attempt at a task."""
+
+    OPEN = "open"
+    """leased; no receipt yet; its price is in escrow"""
+    REPORTED = "reported"
+    """a receipt is recorded; its price is in escrow until the task is decided"""
+    PAID = "paid"
+    """agreed with what counts; the escrow went to the worker's account"""
+    DISSENTED = "dissented"
+    """disagreed with what counts; the escrow went back to the foreman"""
+    REFUSED = "refused"
+    """the worker did not run it and said so; the escrow went back"""
+    EXPIRED = "expired"
+    """no receipt in time, or the worker started anew; the escrow went back"""
+    RELEASED = "released"
+    """reported, but nothing was decided; the escrow went back"""
+
+
+class ReplicaEvent(StrEnum):
+    """What can happen to a replica."""
+
+    RECEIPT_RECORDED = "receipt recorded"
+    REFUSAL_RECORDED = "refusal recorded"
+    AGREED = "agreed"
+    DISAGREED = "disagreed"
+    LEFT_UNDECIDED = "left undecided"
+    FELL_DUE = "fell due"
+    WORKER_RESTARTED = "worker restarted"
+
+
+class TaskState(StrEnum):
+    """What became of a task."""
+
+    LEASED = "leased"
+    """replicas are out"""
+    ACCEPTED = "accepted"
+    """a quorum agreed: keys are released for the grace period"""
+    UNDECIDED = "undecided"
+    """no quorum and no further replica allowed or affordable"""
+    EXPIRED = "expired"
+    """never settled: all replicas fell due"""
+    FORGOTTEN = "forgotten"
+    """the record and with it the keys are destroyed"""
+
+
+class TaskEvent(StrEnum):
+    """What can happen to a task."""
+
+    QUORUM_REACHED = "quorum reached"
+    REPLICAS_ADDED = "replicas added"
+    GAVE_UP = "gave up"
+    ALL_FELL_DUE = "all fell due"
+    GRACE_ENDED = "grace ended"
+
+
+R, RE, T, TE = ReplicaState, ReplicaEvent, TaskState, TaskEvent
+
+REPLICA_TRANSITIONS: dict[tuple[ReplicaState, ReplicaEvent], ReplicaState] = {
+    (R.OPEN, RE.RECEIPT_RECORDED): R.REPORTED,
+    (R.OPEN, RE.REFUSAL_RECORDED): R.REFUSED,
+    (R.OPEN, RE.FELL_DUE): R.EXPIRED,
+    (R.OPEN, RE.WORKER_RESTARTED): R.EXPIRED,
+    (R.REPORTED, RE.AGREED): R.PAID,
+    (R.REPORTED, RE.DISAGREED): R.DISSENTED,
+    (R.REPORTED, RE.LEFT_UNDECIDED): R.RELEASED,
+    (R.REPORTED, RE.FELL_DUE): R.RELEASED,
+}
+
+TASK_TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {
+    (T.LEASED, TE.REPLICAS_ADDED): T.LEASED,
+    (T.LEASED, TE.QUORUM_REACHED): T.ACCEPTED,
+    (T.LEASED, TE.GAVE_UP): T.UNDECIDED,
+    (T.LEASED, TE.ALL_FELL_DUE): T.EXPIRED,
+    (T.ACCEPTED, TE.GRACE_ENDED): T.FORGOTTEN,
+    (T.UNDECIDED, TE.GRACE_ENDED): T.FORGOTTEN,
+    (T.EXPIRED, TE.GRACE_ENDED): T.FORGOTTEN,
+}
+
+HOLDS_ESCROW = frozenset({R.OPEN, R.REPORTED})
+"""States in which a replica's price is in escrow and its worker's slot is taken."""
+
+
+def advance_replica(state: ReplicaState, event: ReplicaEvent) -> ReplicaState:
+    """The state after `event`; a KeyError is a bug of the caller, who has to ask what is possible first."""
+    return REPLICA_TRANSITIONS[state, event]
+
+
+def advance_task(state: TaskState, event: TaskEvent) -> TaskState:
+    """The state after `event`; a KeyError is a bug of the caller."""
+    return TASK_TRANSITIONS[state, event]
