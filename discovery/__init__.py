@@ -1,0 +1,1 @@
+"""The discovery service: matches foremen with workers and keeps the books."""

@@ -1,0 +1,210 @@
+"""API: parses requests, calls the rules, replies. One view a route of `ec262.protocol.routes`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import redis
+from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from discovery.leasing import Leasing
+from discovery.ledger import totals
+from discovery.openapi import openapi_document
+from discovery.registry import Registry
+from discovery.settings import Settings
+from discovery.settlement import Settlement
+from discovery.store.store import Store
+from ec262 import __version__
+from ec262.errors import Malformed, ProblemError
+from ec262.protocol import messages as m
+from ec262.protocol.problems import CONTENT_TYPE, problem_body
+from ec262.protocol.routes import Route, routes_of
+
+log = logging.getLogger("ec262.discovery")
+
+_STATUS_CODES = {
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "request-timeout",
+    411: "length-required",
+    413: "body-too-large",
+    415: "unsupported-media-type",
+}
+
+
+class Api:
+    """The views, by the names of their routes."""
+
+    def __init__(
+        self, store: Store, registry: Registry, leasing: Leasing, settlement: Settlement, settings: Settings
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._leasing = leasing
+        self._settlement = settlement
+        self._settings = settings
+        self._openapi = msgspec.json.encode(openapi_document("discovery"))
+        self._totals_lock = threading.Lock()
+        self._totals: tuple[float, tuple[int, int, int, int]] = (float("-inf"), (0, 0, 0, 0))
+
+    def describe(self, account_id: str) -> m.Message:
+        """GET /"""
+        return m.ServiceState(
+            service="ec262 discovery",
+            version=__version__,
+            network=self._settings.network,
+            distinct=self._settings.distinct,
+            workers=self._store.workers_alive(),
+            account=self._registry.account_state(account_id) if account_id else None,
+        )
+
+    def openapi(self, account_id: str) -> Response:
+        """GET /openapi.json"""
+        return Response(self._openapi, content_type="application/json")
+
+    def health(self, account_id: str) -> m.Message:
+        """GET /v1/health"""
+        self._store.ping()
+        return m.Health(status="ok")
+
+    def credits(self, account_id: str) -> m.Message:
+        """GET /v1/credits: added up at most once a second, because the sum costs time for every account."""
+        with self._totals_lock:
+            if time.monotonic() - self._totals[0] > 1.0:
+                self._totals = (time.monotonic(), totals(self._store))
+            minted, burnt, accounts, escrow = self._totals[1]
+        return m.Credits(minted=minted, burnt=burnt, accounts=accounts, escrow=escrow)
+
+    def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
+        """POST /v1/accounts"""
+        return self._registry.create_account(body.name)
+
+    def account(self, account_id: str) -> m.Message:
+        """GET /v1/account"""
+        return self._registry.account_state(account_id)
+
+    def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
+        """POST /v1/workers"""
+        done = self._registry.register(account_id, request.remote_addr or "127.0.0.1", body)
+        if done is None:
+            raise ProblemError(403, "forbidden", "this worker id belongs to another account: choose a new one")
+        if done.lost_leases:
+            self._settlement.expire_leases(done.lost_leases)
+        return self._registry.registered(body, done)
+
+    def heartbeat(self, account_id: str, worker_id: str, body: m.Heartbeat) -> m.Message:
+        """POST /v1/workers/<id>/heartbeats"""
+        beat = self._registry.heartbeat(account_id, worker_id, body.boot_id)
+        if beat is None:
+            raise _unknown_worker()
+        if body.receipts:
+            self._settlement.show(worker_id, body.receipts)
+            beat = self._registry.heartbeat(account_id, worker_id, body.boot_id) or beat
+        return m.HeartbeatAnswer(
+            server_time_s=beat.now_ms / 1000, open_leases=beat.open_leases, earned=beat.earned, balance=beat.balance
+        )
+
+    def leave(self, account_id: str, worker_id: str) -> Response:
+        """DELETE /v1/workers/<id>"""
+        if not self._registry.leave(account_id, worker_id):
+            raise _unknown_worker()
+        return Response(status=204)
+
+    def lease_tasks(self, account_id: str, body: m.LeaseTasks) -> m.Message:
+        """POST /v1/tasks"""
+        return self._leasing.lease(account_id, body)
+
+    def settle(self, account_id: str, body: m.Settle) -> m.Message:
+        """POST /v1/settlements"""
+        return self._settlement.settle(account_id, body)
+
+    # --- the one way in for all of them ---
+
+    def blueprint(self) -> Blueprint:
+        """All routes of discovery, each bound to the view of its name."""
+        blueprint = Blueprint("api", __name__)
+        for route in routes_of("discovery"):
+            blueprint.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
+        return blueprint
+
+    def _bind(self, route: Route) -> Callable[..., Response]:
+        view = getattr(self, route.name)
+
+        def answer(**path: str) -> Response:
+            account_id = ""
+            if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
+                account_id = self._authenticate()
+            if route.request is not None:
+                if request.mimetype != "application/json":
+                    return problem("unsupported-media-type", "send the body as Content-Type: application/json")
+                request.max_content_length = route.max_body_bytes
+                path["body"] = m.decode(route.request, request.get_data(cache=False))  # type: ignore[assignment]
+            made = view(account_id, **path)
+            if isinstance(made, Response):
+                return made
+            return Response(m.encode(made), content_type="application/json")
+
+        return answer
+
+    def _authenticate(self) -> str:
+        given = request.authorization
+        if given is None or given.type != "basic" or not given.username or given.password is None:
+            raise ProblemError(401, "unauthorized", "send the account id and secret as HTTP Basic credentials")
+        if not self._registry.authentic(given.username, given.password):
+            raise ProblemError(401, "unauthorized", "there is no such account, or its secret is another")
+        return given.username
+
+
+def _unknown_worker() -> ProblemError:
+    return ProblemError(404, "unknown-worker", "this worker is not registered (or started anew since): register again")
+
+
+def problem(code: str, detail: str, *, needed: int | None = None, available: int | None = None) -> Response:
+    """A problem as a response."""
+    status, body = problem_body(code, detail, needed=needed, available=available)
+    response = Response(body, status=status, content_type=CONTENT_TYPE)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = 'Basic realm="EC262 account", charset="UTF-8"'
+    if status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def handle_errors(app: Flask) -> None:
+    """Makes every error a problem document with a stable code."""
+
+    @app.errorhandler(ProblemError)
+    def refused(error: ProblemError) -> Response:
+        fields = {name: value for name, value in error.fields.items() if isinstance(value, int)}
+        return problem(error.code, error.detail, needed=fields.get("needed"), available=fields.get("available"))
+
+    @app.errorhandler(Malformed)
+    def malformed(error: Malformed) -> Response:
+        return problem("malformed-body", str(error))
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(error: RequestEntityTooLarge) -> Response:
+        return problem("body-too-large", "the body is larger than this route takes")
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        code = _STATUS_CODES.get(error.code or 500, "internal-error" if (error.code or 500) >= 500 else "bad-request")
+        answer = problem(code, error.description or "")
+        if error.code == 405:
+            answer.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
+        return answer
+
+    @app.errorhandler(redis.RedisError)
+    def store_down(error: redis.RedisError) -> Response:
+        log.error("the store does not answer: %s", error)
+        return problem("unavailable", "the service's store does not answer: try again later")
+
+    @app.errorhandler(Exception)
+    def fault(error: Exception) -> Response:
+        log.exception("a fault of this service in %s %s", request.method, request.path)
+        return problem("internal-error", "a fault of this service, not of the request; it is logged")

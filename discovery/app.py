@@ -1,0 +1,57 @@
+"""The discovery service, every part built and wired on one screen."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from flask import Flask
+
+from discovery.api import Api, handle_errors
+from discovery.keyring import Keyring
+from discovery.leasing import Leasing
+from discovery.registry import Registry
+from discovery.settings import Settings
+from discovery.settlement import SWEEP_BATCH, Settlement
+from discovery.store.store import Store
+from ec262.protocol.routes import ROUTES
+
+log = logging.getLogger("ec262.discovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """The parts of one service: `app` answers requests, `sweep` does what time does."""
+
+    app: Flask
+    store: Store
+    registry: Registry
+    leasing: Leasing
+    settlement: Settlement
+    settings: Settings
+
+    def sweep(self) -> None:
+        """Lets workers lapse and tasks fall due until nothing is. To be called every `Settings.sweep_every_s`."""
+        while self.store.lapse(SWEEP_BATCH) == SWEEP_BATCH:
+            pass
+        while self.settlement.sweep() == SWEEP_BATCH:
+            pass
+
+
+def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Discovery:
+    """Builds a service over a Redis at `store_url`; `data_dir` holds the keyring.
+
+    Raises:
+        SetupError: the keyring cannot be used.
+    """
+    store = Store(store_url)
+    keyring = Keyring(data_dir, settings)
+    registry = Registry(store, keyring, settings)
+    leasing = Leasing(store, keyring, registry, settings)
+    settlement = Settlement(store, registry, leasing)
+    app = Flask("discovery", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
+    app.register_blueprint(Api(store, registry, leasing, settlement, settings).blueprint())
+    handle_errors(app)
+    return Discovery(app, store, registry, leasing, settlement, settings)

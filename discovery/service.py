@@ -1,0 +1,142 @@
+"""The service as a program: flags, the store, the server, signals, the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import gevent
+import redis
+from gevent.event import Event
+from gevent.os import make_nonblocking, nb_read
+
+from discovery.app import Discovery, create_discovery
+from discovery.settings import PRIVATE_CREDITS, PUBLIC_CREDITS, settings_for
+from discovery.store.server import start_server
+from ec262.errors import EC262Error
+from ec262.protocol.routes import ROUTES
+from ec262.serving import Server
+
+log = logging.getLogger("ec262.discovery")
+
+EXAMPLES = """\
+examples:
+  ec262 discovery --network private                    for this machine, with a store of its own
+  ec262 discovery --network private --host 0.0.0.0     for a lab or a class
+  ec262 discovery --network public --host 0.0.0.0 --redis redis://localhost:6379/0 --data-dir /var/lib/ec262
+
+then, on any machine:
+  python worker.py -v --discovery http://THIS-HOST:26262
+  curl http://THIS-HOST:26262/v1/credits
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of ``python -m discovery`` and ``ec262 discovery``."""
+    made = argparse.ArgumentParser(
+        prog="ec262 discovery",
+        description="Runs the discovery service: matches foremen with workers and keeps the credits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    made.add_argument("--port", type=int, default=26262, help="port to listen on, 0 for any (default: %(default)s)")
+    made.add_argument("--redis", metavar="URL", help="a Redis or Valkey of yours (6.2 or later) instead of an embedded one")
+    made.add_argument(
+        "--data-dir", metavar="DIR", type=Path, default=Path("~/.local/share/ec262/discovery").expanduser(),
+        help="keys and, without --redis, the store (default: ~/.local/share/ec262/discovery)",
+    )  # fmt: skip
+    made.add_argument(
+        "--network", choices=["private", "public"], default="public",
+        help=f"private: new accounts get {PRIVATE_CREDITS} credits and own workers may serve; public: {PUBLIC_CREDITS}, "
+        "and they may not (default: %(default)s)",
+    )  # fmt: skip
+    made.add_argument(
+        "--distinct", choices=["account,address", "account", "none"],
+        help="in what the workers of one task have to differ (default: account,address when public, none when private)",
+    )  # fmt: skip
+    made.add_argument("--starting-credits", type=int, metavar="N", help="credits minted for each new account")
+    made.add_argument("-v", "--verbose", action="store_true", help="log every request")
+    made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--parent-pipe", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs until a signal; returns the exit code: 0 after a signal, 1 when it could not start, 2 for wrong flags."""
+    flags = parser().parse_args(arguments)
+    if flags.starting_credits is not None and flags.starting_credits < 0:
+        parser().error("--starting-credits has to be zero or more")
+    logging.basicConfig(
+        level=logging.INFO if flags.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return _serve(flags)
+    except (EC262Error, OSError, redis.RedisError) as reason:
+        print(f"ec262 discovery: {reason}", file=sys.stderr)
+        return 1
+
+
+def _serve(flags: argparse.Namespace) -> int:
+    settings = settings_for(flags.network, flags.distinct, flags.starting_credits)
+    over = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, over.set)
+    with ExitStack() as stack:
+        url = flags.redis
+        if url is None:
+            store = start_server(flags.data_dir, ephemeral=flags.ephemeral)
+            url = stack.enter_context(store).url
+        discovery = create_discovery(settings, url, flags.data_dir)
+        stack.callback(discovery.store.close)
+        discovery.store.ping()
+        server = Server(
+            discovery.app,
+            flags.host,
+            flags.port,
+            max_body_bytes=max(route.max_body_bytes for route in ROUTES if route.party == "discovery"),
+        )
+        server.start()
+        stack.callback(server.stop)
+        sweeper = gevent.spawn(_sweep, discovery)
+        stack.callback(sweeper.kill)
+        if flags.parent_pipe:
+            gevent.spawn(_wait_for_parent, over)
+        address = f"http://{flags.host}:{server.port}"
+        if flags.report_ready:
+            print(json.dumps({"url": address}), flush=True)
+        else:
+            print(f"discovery ({settings.network}) at {address}  -  Ctrl-C ends it", file=sys.stderr, flush=True)
+        over.wait()
+    return 0
+
+
+def _sweep(discovery: Discovery) -> None:
+    while True:
+        gevent.sleep(discovery.settings.sweep_every_s)
+        try:
+            discovery.sweep()
+        except redis.RedisError as reason:
+            log.error("the store does not answer; sweeping again soon: %s", reason)
+        except Exception:
+            log.exception("a fault in sweeping; it goes on")
+
+
+def _wait_for_parent(over: Event) -> None:
+    """Ends the service when whoever started it is gone: its end of our standard input closes."""
+    descriptor = sys.stdin.fileno()
+    make_nonblocking(descriptor)
+    while nb_read(descriptor, 4096):
+        pass
+    over.set()
+    # Whatever a graceful end waits for, nobody is left to see it.
+    gevent.spawn_later(3.0, os._exit, 0)
