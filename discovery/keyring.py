@@ -1,9 +1,9 @@
 """Keyring: the secrets that must not be in Redis, in one file beside it.
 
 The master key makes worker, program and poll keys. Wrapping keys make task keys; a new one is drawn every
-`wrapping_rotation_s`, and each is deleted once no task that it serves can be alive. A task's keys are gone from the service
-with its record; from Redis' append-only file, where deleted records stay readable until a rewrite, they are gone with their wrapping key:
-at most rotation + `max_task_life_s` + the grace periods later (4 hours 40 minutes by default).
+`wrapping_rotation_s`, and each is deleted once no task that it serves can be alive. A task's keys are gone from the
+service with its record; from Redis' append-only file, where deleted records stay readable until a rewrite, they are
+gone with their wrapping key: see `Keyring.delay_s`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Keyring:
         self._path = data_dir / "keyring.json"
         self._lock_path = data_dir / "keyring.lock"
         self._rotation_s = settings.wrapping_rotation_s
-        self._keep_s = settings.max_task_life_s + settings.max_timeout_s + settings.late_grace_s
-        self._keep_s += settings.settled_grace_s
+        self._keep_s = (
+            settings.max_task_life_s + settings.max_timeout_s + settings.late_grace_s + settings.settled_grace_s
+        )
         self._wrapping: dict[int, bytes] = {}
         self.master = b""
         try:
@@ -39,6 +40,11 @@ class Keyring:
             self._update(None)
         except OSError as reason:
             raise SetupError(f"the keyring {self._path} cannot be used: {reason}") from reason
+
+    @property
+    def delay_s(self) -> float:
+        """How long after a task was leased nothing can bring its keys back, whatever was copied from Redis."""
+        return self._keep_s + 2 * self._rotation_s
 
     def current(self, now_s: float) -> tuple[int, bytes]:
         """Number and bytes of the wrapping key for tasks made now."""

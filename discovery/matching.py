@@ -1,7 +1,7 @@
 """Matching: which worker gets which replica. A sample of free workers in, an assignment out; no I/O.
 
-The store draws the sample at random among the fit, so that nobody can choose its foreman or its worker, and cost does not grow
-with the number of workers. Within the sample the least loaded come first; cost n log w for n replicas and w workers.
+The store draws the sample at random among the fit, so that nobody can choose its foreman or its worker, and cost does
+not grow with the number of workers. Within the sample the least loaded come first: n log w for n replicas, w workers.
 """
 
 from __future__ import annotations

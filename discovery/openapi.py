@@ -35,14 +35,19 @@ def openapi_document(party: Party) -> dict[str, Any]:
         "info": {
             "title": f"EC262 {party}",
             "version": __version__,
-            "description": "A credit-based volunteer compute network. docs/protocol.md explains how the routes belong together.",
+            "description": "A credit-based volunteer compute network. docs/protocol.md explains how the routes work.",
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {
                 "account": {"type": "http", "scheme": "basic", "description": "Account id and secret."},
-                "poll": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "A MAC under the job's poll key."},
+                "poll": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "A MAC under the job's poll key.",
+                },
             },
         },
     }
@@ -55,7 +60,8 @@ def _operation(route: Route) -> dict[str, Any]:
         for name in _PARAMETER.findall(route.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "required": False, "schema": {"type": "number", "minimum": 0}} for name in route.query
+        {"name": name, "in": "query", "required": False, "schema": {"type": "number", "minimum": 0}}
+        for name in route.query
     ]
     if parameters:
         operation["parameters"] = parameters

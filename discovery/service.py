@@ -21,8 +21,8 @@ from discovery.app import Discovery, create_discovery
 from discovery.settings import PRIVATE_CREDITS, PUBLIC_CREDITS, settings_for
 from discovery.store.server import start_server
 from ec262.errors import EC262Error
-from ec262.protocol.routes import ROUTES
-from ec262.serving import Server
+from ec262.protocol.routes import routes_of
+from ec262.serving import Limits, Server
 
 log = logging.getLogger("ec262.discovery")
 
@@ -48,15 +48,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     made.add_argument("--port", type=int, default=26262, help="port to listen on, 0 for any (default: %(default)s)")
-    made.add_argument("--redis", metavar="URL", help="a Redis or Valkey of yours (6.2 or later) instead of an embedded one")
+    made.add_argument("--redis", metavar="URL", help="your own Redis or Valkey (6.2 or later), not an embedded one")
     made.add_argument(
         "--data-dir", metavar="DIR", type=Path, default=Path("~/.local/share/ec262/discovery").expanduser(),
         help="keys and, without --redis, the store (default: ~/.local/share/ec262/discovery)",
     )  # fmt: skip
     made.add_argument(
         "--network", choices=["private", "public"], default="public",
-        help=f"private: new accounts get {PRIVATE_CREDITS} credits and own workers may serve; public: {PUBLIC_CREDITS}, "
-        "and they may not (default: %(default)s)",
+        help=f"private: new accounts get {PRIVATE_CREDITS} credits and own workers may serve; "
+        f"public: {PUBLIC_CREDITS}, and they may not (default: %(default)s)",
     )  # fmt: skip
     made.add_argument(
         "--distinct", choices=["account,address", "account", "none"],
@@ -103,7 +103,8 @@ def _serve(flags: argparse.Namespace) -> int:
             discovery.app,
             flags.host,
             flags.port,
-            max_body_bytes=max(route.max_body_bytes for route in ROUTES if route.party == "discovery"),
+            limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery"))),
+            access_log=log if flags.verbose else None,
         )
         server.start()
         stack.callback(server.stop)
@@ -111,7 +112,7 @@ def _serve(flags: argparse.Namespace) -> int:
         stack.callback(sweeper.kill)
         if flags.parent_pipe:
             gevent.spawn(_wait_for_parent, over)
-        address = f"http://{flags.host}:{server.port}"
+        address = server.url
         if flags.report_ready:
             print(json.dumps({"url": address}), flush=True)
         else:

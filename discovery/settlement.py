@@ -46,7 +46,7 @@ class Settlement:
         self._grace = leasing.grace
 
     def settle(self, account_id: str, asked: m.Settle) -> m.Settled:
-        """Records receipts, then decides the tasks named. Asking again gives the same answer until the grace period ends.
+        """Records receipts, then decides the tasks named. Asking again within the grace period gives the same answer.
 
         Raises:
             ProblemError: ``conflict`` after many attempts.
@@ -88,7 +88,7 @@ class Settlement:
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[str]) -> None:
-        """Records receipts that a worker shows because its foreman did not: on accepted tasks they are judged at once."""
+        """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         shown, _ = self._open([m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens])
         self._change(
             list(dict.fromkeys(item.task_id for item in shown)),
@@ -122,7 +122,13 @@ class Settlement:
 
     # --- inside ---
 
-    def _change(self, task_ids: list[str], change: Callable[[dict[str, TaskRecord], int, Changes], object], *, always: bool = False) -> None:
+    def _change(
+        self,
+        task_ids: list[str],
+        change: Callable[[dict[str, TaskRecord], int, Changes], object],
+        *,
+        always: bool = False,
+    ) -> None:
         """Loads tasks, lets `change` work on them, commits; starts over when others were faster."""
         if not task_ids:
             return
@@ -149,9 +155,7 @@ class Settlement:
         refused = []
         for position, item in enumerate(sealed):
             try:
-                bundle = open_receipts(
-                    self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id
-                )
+                bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
                 shown += [_Shown(position, bundle.worker_id, bundle.epoch, receipt) for receipt in bundle.receipts]
             except (SealBroken, ValueError):
                 refused.append(position)

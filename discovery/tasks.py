@@ -76,7 +76,9 @@ def add_replicas(task: TaskRecord, workers: list[WorkerRecord], now_ms: int, cha
     return numbers
 
 
-def record_receipt(task: TaskRecord, number: int, worker_id: str, epoch: int, receipt: Receipt, changes: Changes) -> str:
+def record_receipt(
+    task: TaskRecord, number: int, worker_id: str, epoch: int, receipt: Receipt, changes: Changes
+) -> str:
     """Records a worker's receipt: the first of a lease wins. On an accepted task it is judged at once.
 
     Returns:
@@ -195,4 +197,3 @@ def _refund(task: TaskRecord, number: int, changes: Changes) -> None:
     changes.move(f"escrow:{task.task_id}", f"account:{task.account_id}", task.price)
     changes.counts[f"account:{task.account_id}", "escrow"] -= task.price
     changes.frees[replica.worker_id].append(task.lease_id(number))
-

@@ -22,11 +22,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ec262.errors import DiscoveryUnreachable as DiscoveryUnreachable
     from ec262.errors import EC262Error as EC262Error
+    from ec262.errors import InsufficientCredits as InsufficientCredits
+    from ec262.errors import JobCancelled as JobCancelled
+    from ec262.errors import JobFailed as JobFailed
+    from ec262.errors import LimitExceeded as LimitExceeded
+    from ec262.errors import NetworkError as NetworkError
+    from ec262.errors import NoWorkers as NoWorkers
+    from ec262.errors import ProgramError as ProgramError
+    from ec262.errors import SandboxUnavailable as SandboxUnavailable
+    from ec262.errors import SetupError as SetupError
+    from ec262.errors import TaskFailed as TaskFailed
+    from ec262.errors import Unauthorized as Unauthorized
+    from ec262.errors import ValueNotPortable as ValueNotPortable
+    from ec262.foreman.job import Job as Job
+    from ec262.foreman.report import Progress as Progress
+    from ec262.foreman.report import Report as Report
+    from ec262.foreman.run import run_job as run_job
+    from ec262.foreman.run import submit as submit
+    from ec262.mapreduce.recorded import combiner as combiner
+    from ec262.mapreduce.recorded import mapper as mapper
+    from ec262.mapreduce.recorded import reducer as reducer
+    from ec262.worker import run_worker as run_worker
 
 __version__ = "0.1.0"
 
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "Job": "ec262.foreman.job",
+    "Progress": "ec262.foreman.report",
+    "Report": "ec262.foreman.report",
+    "combiner": "ec262.mapreduce.recorded",
+    "mapper": "ec262.mapreduce.recorded",
+    "reducer": "ec262.mapreduce.recorded",
+    "run_job": "ec262.foreman.run",
+    "run_worker": "ec262.worker",
+    "submit": "ec262.foreman.run",
+    **dict.fromkeys(
+        (
+            *("DiscoveryUnreachable", "EC262Error", "InsufficientCredits", "JobCancelled", "JobFailed"),
+            *("LimitExceeded", "NetworkError", "NoWorkers", "ProgramError", "SandboxUnavailable", "SetupError"),
+            *("TaskFailed", "Unauthorized", "ValueNotPortable"),
+        ),
+        "ec262.errors",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -34,3 +74,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'ec262' has no attribute {name!r}")
     return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -95,9 +95,11 @@ if server == 0:
             if os.getppid() != me:             # it died before the tie was made
                 os._exit(1)
         os.setpgid(0, 0)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        # By a name without * ? [ since the server takes a name with them for a pattern, and when nothing
+        # fits it starts without a word on its defaults: port 6379, no append-only file.
+        os.dup2(os.open(config, os.O_RDONLY), 0)
         os.dup2(2, 1)
-        os.execv(binary, [binary, config])
+        os.execv(binary, [binary, "/dev/stdin"])
     except BaseException as problem:
         os.write(2, ("cannot run %s: %s\n" % (binary, problem)).encode(errors="replace"))
     finally:
@@ -363,9 +365,7 @@ def start_server(
         _make_directory(data_dir, ephemeral=ephemeral)
         lock = _lock(data_dir)
         try:
-            return _start(
-                data_dir, lock, binary, ephemeral, fsync, transport, start_timeout_s, stop_timeout_s
-            )
+            return _start(data_dir, lock, binary, ephemeral, fsync, transport, start_timeout_s, stop_timeout_s)
         except SetupError as error:
             # Somebody took the free port between our finding it and the server's binding it.
             if not attempts_left or "Address already in use" not in str(error):
@@ -627,10 +627,13 @@ def _write_config(data_dir: Path, log_path: Path, fsync: Fsync, listen: dict[str
 
 def _quote(value: str) -> str:
     """Quotes a value for the configuration file (`sdssplitargs` of Redis: double quotes, \\xHH)."""
-    return '"' + "".join(
-        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
-        for byte in os.fsencode(value)
-    ) + '"'
+    return (
+        '"'
+        + "".join(
+            chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(value)
+        )
+        + '"'
+    )
 
 
 def _open_log(log_path: Path) -> BinaryIO:
@@ -642,7 +645,7 @@ def _open_log(log_path: Path) -> BinaryIO:
         if log_path.exists() and log_path.stat().st_size > _LOG_MAX_BYTES:
             log_path.replace(log_path.with_name(log_path.name + ".1"))
         log_path.touch(mode=0o600)
-        log = open(log_path, "rb")
+        log = open(log_path, "rb")  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise SetupError(f"{log_path} cannot be written: {error.strerror}.") from error
     log.seek(0, os.SEEK_END)
@@ -714,9 +717,7 @@ def _wait_until_ready(server: RedisServer, timeout_s: float, log: BinaryIO) -> N
     Raises:
         SetupError: it ended, says nothing for `timeout_s` seconds, or is too old.
     """
-    client = redis.Redis.from_url(
-        server.url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
-    )
+    client = redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5)
     deadline = time.monotonic() + timeout_s
     pause_s = 0.002
     with contextlib.closing(client):
@@ -732,8 +733,7 @@ def _wait_until_ready(server: RedisServer, timeout_s: float, log: BinaryIO) -> N
                 pass  # not yet listening, or (TCP) somebody else on that port: then it ends by itself
             if time.monotonic() > deadline:
                 raise SetupError(
-                    f"The embedded Redis server does not answer within {timeout_s:g} seconds. "
-                    + _tail(log)
+                    f"The embedded Redis server does not answer within {timeout_s:g} seconds. " + _tail(log)
                 )
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.1)

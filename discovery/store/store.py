@@ -1,6 +1,6 @@
 """What discovery remembers, in Redis: loads, atomic commits, nothing decided here.
 
-Redis' TIME is the only clock that decides. Cost: one commit of n tasks is one call, about 5 to 10 us of Redis' time a task.
+Redis' TIME is the only clock that decides. Cost: one commit of n tasks is one call, 5 to 10 us of Redis a task.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _moves = msgspec.msgpack.Decoder(list[Move])
 
 
-class Conflict(Exception):  # noqa: N818 - an outcome, not an error
+class Conflict(Exception):
     """A commit was refused because others changed the same things; load again and decide again.
 
     Attributes:
@@ -188,7 +188,7 @@ class Store:
 
     def workers_alive(self) -> int:
         """How many workers are registered, of all classes."""
-        return int(self._redis.zcard(f"{_PREFIX}alive"))  # type: ignore[arg-type]
+        return int(self._redis.zcard(f"{_PREFIX}alive"))
 
     # --- tasks ---
 
@@ -210,10 +210,8 @@ class Store:
 
     def due(self, limit: int) -> list[str]:
         """Ids of tasks that need attention now."""
-        seconds, micros = self._redis.time()  # type: ignore[misc]
-        found = self._redis.zrangebyscore(
-            f"{_PREFIX}due", "-inf", seconds * 1000 + micros // 1000, start=0, num=limit
-        )
+        seconds, micros = self._redis.time()
+        found = self._redis.zrangebyscore(f"{_PREFIX}due", "-inf", seconds * 1000 + micros // 1000, start=0, num=limit)
         return [task_id.decode() for task_id in found]  # type: ignore[union-attr]
 
     def leased_before(self, account_id: str, idempotency_key: str) -> list[str] | None:
@@ -308,4 +306,3 @@ def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: 
 
 def _int(value: bytes | None) -> int:
     return int(value) if value else 0
-

@@ -60,9 +60,7 @@ class PeerClient:
     def _signed(self, method: str, target: str) -> dict[str, str]:
         self._sequence += 1
         return {
-            "Authorization": poll_authorization(
-                self._poll_key, method=method, target=target, sequence=self._sequence
-            )
+            "Authorization": poll_authorization(self._poll_key, method=method, target=target, sequence=self._sequence)
         }
 
     def _call(self, method: str, target: str, kind: type[m.M], body: bytes, headers: dict[str, str]) -> m.M:

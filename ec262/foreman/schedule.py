@@ -136,7 +136,7 @@ class Schedule:
         self._waiting.extendleft(reversed(tasks))
 
     def leased(self, task: Task, task_id: str, input_key: bytes, leases: list[tuple[str, str]]) -> list[Replica]:
-        """The task is out to workers: ``(lease id, worker id)`` each. Also for further replicas of a task that is out."""
+        """The task is out to workers, ``(lease id, worker id)`` each; also for further replicas of one that is out."""
         if task.task_id != task_id:
             task.task_id, task.input_key = task_id, input_key
             self._by_id[task_id] = task
@@ -197,7 +197,7 @@ class Schedule:
 
     def take_due(self, limit: int) -> list[Task]:
         """Tasks that discovery should decide now."""
-        taken = []
+        taken: list[Task] = []
         while self._due and len(taken) < limit:
             _, task = self._due.popitem()
             task.due = False

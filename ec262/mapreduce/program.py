@@ -149,9 +149,7 @@ def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:
     ordered = sort_pairs(groups.items())
     if reducer is None:
         return encode_pairs(ordered, where="mapper's values")
-    return encode_pairs(
-        [(key, reducer(key, values)) for key, values in ordered], where=f"reducer {name_of(reducer)}"
-    )
+    return encode_pairs([(key, reducer(key, values)) for key, values in ordered], where=f"reducer {name_of(reducer)}")
 
 
 def name_of(function: Any) -> str:

@@ -1,4 +1,4 @@
-"""What `@mapper`, `@reducer` and `@combiner` recorded, per module: they only note a function down and return it unchanged."""
+"""What `@mapper`, `@reducer` and `@combiner` recorded, per module: they note a function down and return it as it is."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def split_items(data: Mapping[Any, Any] | Iterable[Pair], items_per_task: int | 
     Args:
         data: a dictionary, taken in key order, or an iterable of (key, value) pairs, taken in its own.
         items_per_task: how many items one task maps. Without it every item is a task while there are no more than
-            `TASKS_BY_ITEM`; beyond that items are put together, up to `SPLIT_BYTES` a task, because each task costs a credit.
+            `TASKS_BY_ITEM`; beyond that items are put together, up to `SPLIT_BYTES` a task: each task costs a credit.
 
     Raises:
         ValueNotPortable: a key or value cannot travel.

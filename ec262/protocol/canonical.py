@@ -81,8 +81,7 @@ def encode_pairs(pairs: Iterable[Pair], *, where: str = "data") -> bytes:
         ValueNotPortable: a key or value is outside the format; names `where`, the key and the type.
     """
     listed = [
-        [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)]
-        for key, value in pairs
+        [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)] for key, value in pairs
     ]
     try:
         return _encode(listed).encode("ascii")
@@ -156,7 +155,7 @@ def _wire(value: Value, where: str, key: Key) -> Any:
         if kind is dict:
             return {"d": [[_wire_key(k, where), _wire(v, where, key)] for k, v in sort_pairs(value.items())]}
     except RecursionError:
-        raise ValueNotPortable(f"{where}: the value of key {_show(key)} is nested too deeply, or holds itself") from None
+        raise ValueNotPortable(f"{where}: the value of key {_show(key)} is nested too deeply or holds itself") from None
     raise ValueNotPortable(
         f"{where}: the value of key {_show(key)} is or holds a {kind.__module__}.{kind.__qualname__}; only None, bool, "
         "int, float, str, bytes, list, tuple and dict travel: convert it first"

@@ -238,8 +238,9 @@ class TaskVerdict(Message, frozen=True, kw_only=True):
     """What became of a task.
 
     ``accepted``: `kind` and `commitment` are the agreed ones, `keys` open the payees' results. ``more``: `task` lists
-    further replicas to push to. ``pending``: replicas are still out, or no further worker is free now. ``undecided``:
-    nobody agrees and no more may be tried; the escrow went back. ``unknown``: not this foreman's task, or forgotten after the grace period.
+    further replicas to push to. ``pending``: replicas are still out, or no further worker is free now.
+    ``undecided``: nobody agrees and no more may be tried; the escrow went back. ``unknown``: not this foreman's
+    task, or forgotten after the grace period.
     """
 
     task_id: str
@@ -323,7 +324,7 @@ class Cancelled(Message, frozen=True, kw_only=True):
 # --- errors --------------------------------------------------------------------------------------
 
 
-class Problem(Message, frozen=True, kw_only=True):
+class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
     """An error, after RFC 9457; `code` is stable, `detail` is for people."""
 
     type: str = "about:blank"

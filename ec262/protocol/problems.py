@@ -42,7 +42,9 @@ _KINDS = (
 PROBLEMS: dict[str, ProblemKind] = {kind.code: kind for kind in _KINDS}
 
 
-def problem_body(code: str, detail: str, *, needed: int | None = None, available: int | None = None) -> tuple[int, bytes]:
+def problem_body(
+    code: str, detail: str, *, needed: int | None = None, available: int | None = None
+) -> tuple[int, bytes]:
     """Status and JSON body of a problem."""
     kind = PROBLEMS[code]
     return kind.status, encode(

@@ -73,7 +73,8 @@ def failure_commitment(kind: Kind, *facts: str) -> bytes:
         kind: `Kind.ERROR`, `Kind.LIMIT` or `Kind.REFUSED`.
         facts: what replicas must agree on: the exception's type and line, or the limit's name.
     """
-    return parts_digest([fact.encode("utf-8", "surrogatepass") for fact in facts], domain=b"failure " + kind.value.encode())
+    encoded = [fact.encode("utf-8", "surrogatepass") for fact in facts]
+    return parts_digest(encoded, domain=b"failure " + kind.value.encode())
 
 
 def seal_receipts(worker_key: bytes, bundle: ReceiptBundle) -> str:

@@ -1,8 +1,8 @@
 """Sealing: authenticated encryption of everything that passes a party who may not read or change it.
 
 A sealed token has exactly the published Fernet format (https://github.com/fernet/spec): version byte 0x80, 8-byte
-time, 16-byte IV, AES-128-CBC with PKCS#7 padding, HMAC-SHA-256 over all before it, URL-safe Base64. The time is left zero: deadlines are
-in tickets, and a time would only tell an eavesdropper when something was computed.
+time, 16-byte IV, AES-128-CBC with PKCS#7 padding, HMAC-SHA-256 over all before it, URL-safe Base64. The time is left
+zero: deadlines are in tickets, and a time would only tell an eavesdropper when something was computed.
 
 pycryptodome does the AES; the standard library's one-shot ``hmac.digest`` the rest, because pycryptodome's own HMAC is
 written in Python and halves the speed of small tokens.
