@@ -17,12 +17,14 @@ from discovery.tasks import Changes, Grace, add_replicas, next_due, price_of
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
-from ec262.protocol.states import TaskState
+from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 
 ATTEMPTS = 8
 """How often a decision is made anew when others were faster, before the caller is asked to try again."""
 IDEMPOTENCY_S = 600
+MOST_REPLICAS = 64
+"""Of one task, those that were refused or lost included."""
 
 
 class Leasing:
@@ -101,8 +103,15 @@ class Leasing:
     def extend(
         self, task: TaskRecord, replicas: int, sample: Sample, past: dict[str, WorkerRecord], changes: Changes
     ) -> list[tuple[int, WorkerRecord]]:
-        """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them."""
-        had = [past[replica.worker_id] for replica in task.replicas if replica.worker_id in past]
+        """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
+
+        A worker whose replica merely expired may have it again: it gave no answer that could count twice.
+        """
+        had = [
+            past[replica.worker_id]
+            for replica in task.replicas
+            if replica.state is not ReplicaState.EXPIRED and replica.worker_id in past
+        ]
         fit = self._fit(sample.workers, task.account_id)
         for count in range(replicas, 0, -1):
             groups = assign(
@@ -118,8 +127,9 @@ class Leasing:
         return []
 
     def may_extend(self, task: TaskRecord, now_ms: int) -> bool:
-        """Whether a further replica could end before the task's keys are destroyed."""
-        return now_ms - task.created_ms < self._settings.max_task_life_s * 1000
+        """Whether the task may have a further replica: its keys live long enough, and it had not too many."""
+        young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
+        return young and len(task.replicas) < MOST_REPLICAS
 
     def leased_task(self, task: TaskRecord, numbers: Sequence[int], task_key: bytes) -> m.LeasedTask:
         """A task for its foreman."""

@@ -432,6 +432,14 @@ class Engine:
         self._push(pairs, settled.workers)
         if pending:
             stuck = [task for task in pending if not any(replica.out for replica in task.replicas.values())]
+            now = time.monotonic()
+            for task in stuck:
+                task.stuck_s = now if task.stuck_s is None else task.stuck_s
+                if now - task.stuck_s > self._options.wait_for_workers_s:
+                    raise NoWorkers(
+                        f"task {task.number} needs one more worker that has not had it yet, and none came free in "
+                        f"{self._options.wait_for_workers_s:g} s: start more workers, or ask for less redundancy"
+                    )
             if stuck:
                 gevent.spawn_later(PAUSE_S, self._ask_again, stuck)
 

@@ -45,6 +45,7 @@ class Task:
         digest: of `parts`, what the ticket binds.
         result: the agreed parts, once done.
         due: whether discovery should be asked for a verdict.
+        stuck_s: since when it has waited for a worker that could take a further replica.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Task:
     state: Literal["waiting", "out", "done"] = "waiting"
     attempts: int = 0
     due: bool = False
+    stuck_s: float | None = None
     result: list[bytes] | None = None
 
 
@@ -147,6 +149,7 @@ class Schedule:
             self._by_lease[lease_id] = task
             self.peers[worker_id].out += 1
             made.append(replica)
+        task.stuck_s = None
         return made
 
     # --- what workers say ---

@@ -1,0 +1,171 @@
+"""Parties for tests: they call a discovery service through its real routes and keep to the protocol unless told otherwise."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from werkzeug.test import TestResponse
+
+from discovery.app import Discovery
+from ec262.protocol import messages as m
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
+
+RIGHT = b"r" * 32
+WRONG = b"w" * 32
+
+
+class Problem(Exception):
+    """A problem document came back."""
+
+    def __init__(self, response: TestResponse) -> None:
+        self.status = response.status_code
+        self.problem = m.decode(m.Problem, response.data)
+        self.code = self.problem.code
+        super().__init__(f"{self.status} {self.code}: {self.problem.detail}")
+
+
+class Caller:
+    """An account that calls a discovery service."""
+
+    def __init__(self, discovery: Discovery, account: m.AccountCreated | None = None) -> None:
+        self.discovery = discovery
+        self._client = discovery.app.test_client()
+        self.account = account or self.call("POST", "/v1/accounts", m.AccountCreated, m.CreateAccount())
+
+    def call(self, method: str, path: str, kind: type[m.M], body: m.Message | None = None) -> m.M:
+        """Calls a route; raises `Problem`."""
+        response = self.raw(method, path, None if body is None else m.encode(body))
+        if response.status_code >= 300:
+            raise Problem(response)
+        return m.decode(kind, response.data)
+
+    def raw(self, method: str, path: str, body: bytes | None = None, **headers: str) -> TestResponse:
+        """Calls a route with whatever body."""
+        if hasattr(self, "account"):
+            credentials = f"{self.account.account_id}:{self.account.secret}".encode()
+            headers.setdefault("Authorization", "Basic " + base64.b64encode(credentials).decode())
+        if body is not None:
+            headers.setdefault("Content-Type", "application/json")
+        return self._client.open(path, method=method, data=body, headers=headers)
+
+    @property
+    def state(self) -> m.AccountState:
+        """What the account has."""
+        return self.call("GET", "/v1/account", m.AccountState)
+
+
+class Foreman(Caller):
+    """Buys work."""
+
+    job_id = "0123456789abcdef" * 2
+
+    def lease(self, count: int = 1, *, key: str | None = None, cpu_limit_s: float = 60.0, **policy: Any) -> m.Leased:
+        """Leases `count` tasks."""
+        timeout_s = policy.pop("timeout_s", None)
+        return self.call(
+            "POST",
+            "/v1/tasks",
+            m.Leased,
+            m.LeaseTasks(
+                job_id=self.job_id,
+                idempotency_key=key or os.urandom(12).hex(),
+                tasks=[m.TaskWanted(input_digest=os.urandom(32), cpu_limit_s=cpu_limit_s) for _ in range(count)],
+                requirements=m.Requirements(python="3.11"),
+                policy=m.Policy(**policy),
+                timeout_s=timeout_s,
+            ),
+        )
+
+    def settle(
+        self, receipts: Sequence[m.SealedReceipts] = (), decide: Sequence[str] = (), lost: Sequence[str] = ()
+    ) -> m.Settled:
+        """Shows receipts and asks for verdicts."""
+        body = m.Settle(job_id=self.job_id, receipts=list(receipts), decide=list(decide), lost=list(lost))
+        return self.call("POST", "/v1/settlements", m.Settled, body)
+
+
+@dataclass
+class Worker:
+    """Sells work: has no server, for discovery never calls one."""
+
+    caller: Caller
+    worker_id: str = field(default_factory=lambda: os.urandom(16).hex())
+    boot_id: str = field(default_factory=lambda: os.urandom(16).hex())
+    slots: int = 1
+    port: int = 1
+    registered: m.WorkerRegistered = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.register()
+
+    def register(self) -> None:
+        """Enters the pool."""
+        body = m.RegisterWorker(
+            worker_id=self.worker_id, boot_id=self.boot_id, port=self.port, slots=self.slots, python="3.11"
+        )
+        self.registered = self.caller.call("POST", "/v1/workers", m.WorkerRegistered, body)
+
+    def heartbeat(self, *tokens: str) -> m.HeartbeatAnswer:
+        """Says that it is alive, and shows receipts."""
+        path = f"/v1/workers/{self.worker_id}/heartbeats"
+        return self.caller.call(
+            "POST", path, m.HeartbeatAnswer, m.Heartbeat(boot_id=self.boot_id, receipts=list(tokens))
+        )
+
+    def bundle(self, leased: m.Leased | m.Settled) -> TicketBundle | None:
+        """Its tickets in an answer."""
+        for assigned in leased.workers:
+            if assigned.worker_id == self.worker_id:
+                return open_tickets(
+                    self.registered.worker_key,
+                    assigned.tickets,
+                    worker_id=self.worker_id,
+                    epoch=self.registered.epoch,
+                )
+        return None
+
+    def tickets(self, leased: m.Leased | m.Settled) -> list[Ticket]:
+        """Its single tickets in an answer."""
+        bundle = self.bundle(leased)
+        return [] if bundle is None else bundle.tickets
+
+    def token(
+        self,
+        lease_ids: Sequence[str],
+        commitment: bytes = RIGHT,
+        kind: Kind = Kind.OK,
+        *,
+        key: bytes | None = None,
+        worker_id: str | None = None,
+        epoch: int | None = None,
+    ) -> str:
+        """A receipt bundle, true unless arguments say otherwise."""
+        return seal_receipts(
+            key or self.registered.worker_key,
+            ReceiptBundle(
+                worker_id or self.worker_id,
+                self.registered.epoch if epoch is None else epoch,
+                [Receipt(lease_id, kind, commitment, [], 0.5) for lease_id in lease_ids],
+            ),
+        )
+
+    def receipts(self, lease_ids: Sequence[str], commitment: bytes = RIGHT, kind: Kind = Kind.OK) -> m.SealedReceipts:
+        """A receipt bundle as a foreman shows it."""
+        return m.SealedReceipts(worker_id=self.worker_id, token=self.token(lease_ids, commitment, kind))
+
+
+def answer_all(
+    leased: m.Leased | m.Settled, workers: Sequence[Worker], commitment: Callable[[Worker], bytes] = lambda worker: RIGHT
+) -> list[m.SealedReceipts]:
+    """Receipts of all workers for all they were leased."""
+    shown = []
+    for worker in workers:
+        leases = [ticket.lease_id for ticket in worker.tickets(leased)]
+        if leases:
+            shown.append(worker.receipts(leases, commitment(worker)))
+    return shown
