@@ -81,7 +81,7 @@ class Engine:
             redundancy=options.redundancy, quorum=options.agreement, max_replicas=options.max_replicas
         )
         self._requirements = m.Requirements(python=options.python, lane="native" if lane == "native" else "none")
-        self._program = _chunks(frame_parts([program]))
+        self._program = _chunks(program)
         self._program_tokens: list[str] = []
         self._program_key = b""
         self._poll_key = b""

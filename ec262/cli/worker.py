@@ -1,0 +1,142 @@
+"""``ec262 worker``: lends this machine to foremen that pay for it in credits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ec262.config import DEFAULT_DISCOVERY_URL, WORKER_PORT, WorkerSettings
+from ec262.errors import EC262Error, SandboxUnavailable
+
+if TYPE_CHECKING:
+    from ec262.worker.service import Worker
+
+EXAMPLES = """\
+examples:
+  python worker.py                                     for a discovery service on this machine
+  python worker.py -v -P 11236                         a second worker, telling what it does
+  python worker.py --discovery https://discovery.example
+  python worker.py --check                             what this machine can confine strangers' code with
+
+Ctrl-C lets the worker finish what it holds; a second Ctrl-C ends it at once.
+
+exit codes: 0 left in good order, 1 could not start or had to give up, 2 wrong flags, 3 no sandbox to be had
+"""
+
+EXIT_OK, EXIT_FAILED, EXIT_NO_SANDBOX = 0, 1, 3
+
+
+def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the worker's flags."""
+    parser.description = "Lends this machine: computes strangers' tasks in a sandbox, and earns credits."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-v", "--verbose", action="store_const", const=1, dest="verbosity", help="a line for each event")
+    loud.add_argument("-V", "--very-verbose", action="store_const", const=2, dest="verbosity", help="everything")
+    parser.add_argument(
+        "-P", "--port", type=_port, help=f"port to listen on, 0 for any that is free (default: {WORKER_PORT})"
+    )
+    parser.add_argument(
+        "--host", help="address to listen on (default: 127.0.0.1 if discovery is on this machine, else every address)"
+    )
+    parser.add_argument(
+        "--discovery", metavar="URL",
+        help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
+    )  # fmt: skip
+    parser.add_argument("--slots", type=_count, metavar="N", help="tasks computed at a time (default: one a core)")
+    parser.add_argument(
+        "--sandbox", choices=["native", "none"],
+        help="native: strangers' code is confined, or the worker does not start (default); none: it runs all the same, "
+        "and can do whatever you can",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-module", action="append", metavar="NAME", default=None,
+        help="a module that jobs may import beside the sandbox's own, such as numpy; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="say what the sandbox has here, and end")
+    parser.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parent-pipe", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(verbosity=0)
+    return parser
+
+
+def add_parser(subparsers: Any) -> None:
+    """Makes this a command of ``ec262``."""
+    configure(subparsers.add_parser("worker", help="lend this machine")).set_defaults(run=run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command as a program of its own; returns the exit code."""
+    prog = "worker.py" if os.path.basename(sys.argv[0]) == "worker.py" else "ec262 worker"
+    return run(configure(argparse.ArgumentParser(prog=prog)).parse_args(arguments))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs a worker until it is told to leave; returns the exit code."""
+    from ec262.worker.service import run_worker  # noqa: PLC0415 - other commands and --help do without the servers
+
+    try:
+        settings = WorkerSettings.from_environment(
+            port=args.port,
+            host=args.host,
+            slots=args.slots,
+            sandbox=args.sandbox,
+            allow_modules=tuple(args.allow_module) if args.allow_module else None,
+        )
+        if args.check:
+            return check(settings)
+        run_worker(
+            settings=settings,
+            discovery=args.discovery,
+            verbosity=args.verbosity,
+            on_ready=_report if args.report_ready else None,
+            parent_pipe=args.parent_pipe,
+        )
+    except SandboxUnavailable as reason:
+        print(f"worker: {reason}", file=sys.stderr)
+        return EXIT_NO_SANDBOX
+    except EC262Error as reason:
+        print(f"worker: {reason}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def check(settings: WorkerSettings) -> int:
+    """Prints the sandbox's layers."""
+    from ec262.worker.service import layers_of, open_sandbox  # noqa: PLC0415 - as above
+
+    with open_sandbox(settings) as sandbox:
+        grants = sandbox.start()
+        print(f"sandbox: {'confined' if grants.seccomp else 'NOT confined'}, lane {grants.lane}")
+        for layer in layers_of(grants):
+            print(f"  {layer}")
+    return EXIT_OK
+
+
+def _report(worker: Worker) -> None:
+    """One line for the program that started this one."""
+    standing = worker.registration.standing
+    ready = {
+        "port": worker.server.port,
+        "url": worker.server.url,
+        "worker_id": standing.worker_id if standing else "",
+        "pid": os.getpid(),
+    }
+    print(json.dumps(ready), flush=True)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError("has to be a number from 1 to 1024")
+    return int(text)
