@@ -1,4 +1,4 @@
-"""Parties for tests: they call a discovery service through its real routes and keep to the protocol unless told otherwise."""
+"""Parties for tests: they call a discovery service through its routes and keep to the protocol unless told not to."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ class Worker:
 
 
 def answer_all(
-    leased: m.Leased | m.Settled, workers: Sequence[Worker], commitment: Callable[[Worker], bytes] = lambda worker: RIGHT
+    leased: m.Leased | m.Settled,
+    workers: Sequence[Worker],
+    commitment: Callable[[Worker], bytes] = lambda worker: RIGHT,
 ) -> list[m.SealedReceipts]:
     """Receipts of all workers for all they were leased."""
     shown = []

@@ -1,4 +1,4 @@
-"""``ec262 ledger verify``: adds up every movement of credits there ever was, on the machine of the discovery service."""
+"""``ec262 ledger verify``: adds up every movement of credits there ever was, for a service's operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Prints the totals and every fault; returns 0 when the books are clean, 1 when not or when the store is out of reach."""
+    """Prints the totals and every fault; returns 0 when the books are clean, 1 when not or out of reach."""
     import redis  # noqa: PLC0415 - an operator's command: nobody else needs discovery's side installed or loaded
 
     from discovery.ledger import verify  # noqa: PLC0415
@@ -38,7 +38,7 @@ def run(flags: argparse.Namespace) -> int:
 
     server = None if flags.redis else start_server(flags.data_dir)
     try:
-        store = Store(flags.redis or server.url if server is None else server.url)
+        store = Store(server.url if server is not None else flags.redis)
         audit = verify(store)
         store.close()
     except redis.RedisError as reason:

@@ -126,11 +126,11 @@ def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[b
         for key, values in groups.items():
             groups[key] = [combiner(key, values)]
     if partitions == 1:
-        return [encode_pairs(sort_pairs(groups.items()), where=where)]
+        return [encode_pairs(sort_pairs(groups.items(), where=where), where=where)]
     split: list[list[Pair]] = [[] for _ in range(partitions)]
     for item in groups.items():
-        split[partition_of(item[0], partitions)].append(item)
-    return [encode_pairs(sort_pairs(items), where=where) for items in split]
+        split[partition_of(item[0], partitions, where=where)].append(item)
+    return [encode_pairs(sort_pairs(items, where=where), where=where) for items in split]
 
 
 def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:
@@ -146,7 +146,7 @@ def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:
             else:
                 known.extend(values)
     reducer = program.reducer
-    ordered = sort_pairs(groups.items())
+    ordered = sort_pairs(groups.items(), where="map part")
     if reducer is None:
         return encode_pairs(ordered, where="mapper's values")
     return encode_pairs([(key, reducer(key, values)) for key, values in ordered], where=f"reducer {name_of(reducer)}")

@@ -55,14 +55,23 @@ def sort_key(key: Key) -> tuple[int, Any]:
     raise ValueNotPortable(_unfit_key(key))
 
 
-def sort_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Pairs sorted by key. Keys must be distinct; cost n log n, fast where all keys are of one plain type."""
+def sort_pairs(pairs: Iterable[Pair], *, where: str = "data") -> list[Pair]:
+    """Pairs sorted by key. Keys must be distinct; cost n log n, fast where all keys are of one plain type.
+
+    Raises:
+        ValueNotPortable: something that cannot be a key; names `where`, the key and the type.
+    """
     listed = list(pairs)
     kinds = {type(pair[0]) for pair in listed}
     if kinds <= {str} or kinds <= {int, float}:
         listed.sort(key=_first)
     else:
-        listed.sort(key=lambda pair: sort_key(pair[0]))
+        try:
+            listed.sort(key=lambda pair: sort_key(pair[0]))
+        except ValueNotPortable as reason:
+            raise ValueNotPortable(f"{where}: {reason}") from None
+        except RecursionError:
+            raise ValueNotPortable(f"{where}: a key is nested too deeply") from None
     return listed
 
 
@@ -80,13 +89,15 @@ def encode_pairs(pairs: Iterable[Pair], *, where: str = "data") -> bytes:
     Raises:
         ValueNotPortable: a key or value is outside the format; names `where`, the key and the type.
     """
-    listed = [
-        [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)] for key, value in pairs
-    ]
+    given = pairs if type(pairs) is list else list(pairs)
     try:
+        listed = [
+            [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)]
+            for key, value in given
+        ]
         return _encode(listed).encode("ascii")
     except (ValueError, RecursionError) as reason:
-        _explain_pairs(listed, where, reason)
+        _explain_pairs(given, where, reason)
 
 
 def encode_value(value: Value, *, where: str = "value") -> bytes:
@@ -145,27 +156,24 @@ def _wire(value: Value, where: str, key: Key) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    try:
-        if kind is list:
-            return value if _PLAIN.issuperset(map(type, value)) else [_wire(item, where, key) for item in value]
-        if kind is tuple:
-            return {"t": [_wire(item, where, key) for item in value]}
-        if kind is bytes:
-            return {"b": base64.b64encode(value).decode("ascii")}
-        if kind is dict:
-            return {"d": [[_wire_key(k, where), _wire(v, where, key)] for k, v in sort_pairs(value.items())]}
-    except RecursionError:
-        raise ValueNotPortable(f"{where}: the value of key {_show(key)} is nested too deeply or holds itself") from None
+    if kind is list:
+        return value if _PLAIN.issuperset(map(type, value)) else [_wire(item, where, key) for item in value]
+    if kind is tuple:
+        return {"t": [_wire(item, where, key) for item in value]}
+    if kind is bytes:
+        return {"b": base64.b64encode(value).decode("ascii")}
+    if kind is dict:
+        return {"d": [[_wire_key(k, where), _wire(v, where, key)] for k, v in sort_pairs(value.items(), where=where)]}
     raise ValueNotPortable(
         f"{where}: the value of key {_show(key)} is or holds a {kind.__module__}.{kind.__qualname__}; only None, bool, "
         "int, float, str, bytes, list, tuple and dict travel: convert it first"
     )
 
 
-def _explain_pairs(listed: list[list[Any]], where: str, reason: Exception) -> NoReturn:
-    for key, value in listed:
+def _explain_pairs(pairs: list[Pair], where: str, reason: Exception) -> NoReturn:
+    for key, value in pairs:
         try:
-            _encode([key, value])
+            _encode([_wire_key(key, where), _wire(value, where, key)])
         except (ValueError, RecursionError):
             raise ValueNotPortable(f"{where}: key {_show(key)}: {_why(reason)}") from None
     raise ValueNotPortable(f"{where}: {_why(reason)}") from None
@@ -174,7 +182,7 @@ def _explain_pairs(listed: list[list[Any]], where: str, reason: Exception) -> No
 def _why(reason: Exception) -> str:
     text = str(reason)
     if isinstance(reason, RecursionError):
-        return "nested too deeply"
+        return "nested too deeply, or holds itself"
     if "digits" in text:
         return "an integer of more than 4300 digits"
     if "Out of range float" in text:

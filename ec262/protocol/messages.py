@@ -14,8 +14,11 @@ from msgspec import Meta
 from ec262.errors import Malformed
 from ec262.protocol.receipts import Kind
 
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{16,32}$", description="Random hexadecimal identifier.")]
-LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,32}\.[0-9]{1,3}$", description="Task id, dot, replica number.")]
+# Python's $ also matches before a line break at the end: hence the look-ahead.
+Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,32}$(?!\n)", description="Random hexadecimal identifier.")]
+LeaseId = Annotated[
+    str, Meta(pattern=r"^[0-9a-f]{16,32}\.[0-9]{1,3}$(?!\n)", description="Task id, dot, replica number.")
+]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256.")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400.0)]
 Token = Annotated[str, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
@@ -97,7 +100,7 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     boot_id: Id
     port: Annotated[int, Meta(ge=1, le=65_535)]
     slots: Annotated[int, Meta(ge=1, le=1024)]
-    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$")]
+    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
     layers: list[Annotated[str, Meta(max_length=32)]] = []
 
@@ -151,7 +154,7 @@ class Policy(Message, frozen=True, kw_only=True):
 class Requirements(Message, frozen=True, kw_only=True):
     """Which workers can compute the tasks: replicas are compared only within one class."""
 
-    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$")]
+    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
 
 
@@ -159,7 +162,7 @@ class LeaseTasks(Message, frozen=True, kw_only=True):
     """Wants workers for tasks, as many of them, in order, as are free and can be paid."""
 
     job_id: Id
-    idempotency_key: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[\x21-\x7e]*$")]
+    idempotency_key: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[\x21-\x7e]*$(?!\n)")]
     tasks: Annotated[list[TaskWanted], Meta(min_length=1, max_length=MAX_TASKS_A_REQUEST)]
     requirements: Requirements
     policy: Policy = Policy()

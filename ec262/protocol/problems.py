@@ -33,9 +33,11 @@ _KINDS = (
     ProblemKind("conflict", 409, "Others changed the same things at the same time: try again"),
     ProblemKind("length-required", 411, "The request does not say how long its body is"),
     ProblemKind("body-too-large", 413, "The body is larger than this route takes"),
+    ProblemKind("uri-too-long", 414, "The request's path and query are longer than this service takes"),
     ProblemKind("unsupported-media-type", 415, "The body has to be application/json"),
     ProblemKind("headers-too-large", 431, "The request's headers are larger than this service takes"),
     ProblemKind("internal-error", 500, "The service has a fault; its log says more"),
+    ProblemKind("busy", 503, "Too many large requests at once: try again later"),
     ProblemKind("unavailable", 503, "The service cannot answer now: try again later"),
 )
 

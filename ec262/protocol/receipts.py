@@ -90,7 +90,7 @@ def open_receipts(worker_key: bytes, token: str, *, worker_id: str) -> ReceiptBu
     """
     try:
         bundle = _decoder.decode(unseal(derive(worker_key, Label.RECEIPT_SEAL), token))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise SealBroken("a receipt of another form: the worker is too old or too new") from None
     if bundle.worker_id != worker_id:
         raise SealBroken("the receipt names another worker")

@@ -43,7 +43,10 @@ class Route:
     query: tuple[str, ...] = ()
 
 
-EVERYWHERE = ("bad-request", "request-timeout", "body-too-large", "headers-too-large", "internal-error", "unavailable")
+EVERYWHERE = (
+    *("bad-request", "request-timeout", "body-too-large", "uri-too-long", "headers-too-large"),
+    *("internal-error", "busy", "unavailable"),
+)
 _BODY = ("malformed-body", "unsupported-media-type")
 
 ROUTES: tuple[Route, ...] = (

@@ -66,8 +66,11 @@ def unseal(key: bytes, token: str) -> bytes:
         raw = binascii.a2b_base64(text, strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         raise SealBroken("not a sealed token") from None
-    # Base64 leaves up to four bits of the last group unused; a token with these set is not the one that was made.
+    # Base64 leaves up to four bits of the last group unused; a token with these set is not one that was made. Nor is
+    # one with more padding than needed, which some Pythons let pass.
     tail = len(raw) - len(raw) % 3
+    if len(text) != (len(raw) + 2) // 3 * 4:
+        raise SealBroken("not a sealed token")
     if len(raw) % 3 and binascii.b2a_base64(raw[tail:], newline=False) != text[-4:]:
         raise SealBroken("not a sealed token")
     if len(raw) < 73 or (len(raw) - 57) % 16 or raw[0] != 0x80:

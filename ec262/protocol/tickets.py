@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ec262.errors import Malformed, SealBroken, TicketRefused
+from ec262.errors import SealBroken, TicketRefused
 from ec262.protocol.keys import Label, derive
 from ec262.protocol.sealing import seal, unseal
 
@@ -68,7 +68,7 @@ def open_tickets(worker_key: bytes, token: str, *, worker_id: str, epoch: int) -
     """
     try:
         bundle = _decoder.decode(unseal(derive(worker_key, Label.TICKET_SEAL), token))
-    except (SealBroken, msgspec.DecodeError, Malformed):
+    except (SealBroken, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise TicketRefused("the ticket was not sealed for this worker, or was changed on its way") from None
     if bundle.worker_id != worker_id:
         raise TicketRefused("the ticket names another worker")

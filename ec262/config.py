@@ -1,0 +1,195 @@
+"""Settings: frozen, with units in their names, and what the environment overrides.
+
+=======================  =======================================================================================
+variable                 overrides
+=======================  =======================================================================================
+``EC262_DISCOVERY``      the discovery service to use, such as ``https://discovery.example:26262``
+``EC262_HOME``           where credentials are kept
+``EC262_WORKER_<NAME>``  the field ``name`` of `WorkerSettings`, such as ``EC262_WORKER_SLOTS=2``
+``EC262_PLAIN_HTTP``     ``1``: secrets may travel without TLS beyond this machine (a network you trust)
+=======================  =======================================================================================
+
+``EC262_ACCOUNT`` and ``EC262_SECRET`` are read by `ec262.credentials`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ec262.errors import SetupError
+
+DISCOVERY_PORT = 26262
+WORKER_PORT = 11235
+DEFAULT_DISCOVERY_URL = f"http://127.0.0.1:{DISCOVERY_PORT}"
+
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_MEBIBYTE = 1024 * 1024
+
+
+def core_count() -> int:
+    """Cores this process may use, at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a volunteer may choose, and constants of the worker that tests shorten. Sizes in bytes, times in seconds.
+
+    Attributes:
+        port: TCP port; 0 for any that is free (then the worker has a new identity each time).
+        host: address to listen on; empty: this machine alone where discovery is on it, else every address.
+        slots: tasks computed at the same time.
+        sandbox: ``native``, or ``none``: run strangers' code unconfined.
+        allow_modules: modules that jobs may import beside the sandbox's own list.
+        poll_wait_s: longest a poll for results waits.
+        linger_s: how long the first result waits for others to travel with, while the worker has enough to do.
+        answer_results: most results in one answer to a poll.
+        answer_bytes: after so many bytes of results an answer is full.
+        held_bytes: memory for inputs and results that wait; beyond it nothing is taken.
+        program_bytes: memory for the programs of jobs.
+        job_idle_s: how long the program of a job is kept that has nothing to do here.
+        unit_s: how long one job keeps a slot while others wait for it.
+        show_receipts_after_s: a lease finished so long ago and still open at discovery has its receipt shown there.
+        retry_s: first pause before discovery is asked again when it does not answer; doubles up to `retry_max_s`.
+        drain_s: how long a worker that leaves waits until its results are fetched.
+    """
+
+    port: int = WORKER_PORT
+    host: str = ""
+    slots: int = field(default_factory=core_count)
+    sandbox: str = "native"
+    allow_modules: tuple[str, ...] = ()
+    poll_wait_s: float = 30.0
+    linger_s: float = 0.010
+    answer_results: int = 512
+    answer_bytes: int = 16 * _MEBIBYTE
+    held_bytes: int = 1024 * _MEBIBYTE
+    program_bytes: int = 256 * _MEBIBYTE
+    job_idle_s: float = 600.0
+    unit_s: float = 1.0
+    show_receipts_after_s: float = 30.0
+    retry_s: float = 0.5
+    retry_max_s: float = 15.0
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise SetupError(f"port {self.port} is not between 0 and 65535")
+        if not 1 <= self.slots <= 1024:
+            raise SetupError(f"{self.slots} slots: a worker has 1 to 1024")
+        if self.sandbox not in ("native", "none"):
+            raise SetupError(f"there is no sandbox {self.sandbox!r}: choose native or none")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float | int) and not value >= 0:  # NaN, too
+                raise SetupError(f"{each.name} cannot be negative")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None, **chosen: Any) -> WorkerSettings:
+        """Settings as chosen (None: not chosen), then as the environment says, then the defaults.
+
+        Raises:
+            SetupError: a variable that is not what its field takes.
+        """
+        environ = os.environ if environ is None else environ
+        values = {name: value for name, value in chosen.items() if value is not None}
+        for each in fields(cls):
+            variable = f"EC262_WORKER_{each.name.upper()}"
+            text = environ.get(variable)
+            if text is None or each.name in values:
+                continue
+            try:
+                values[each.name] = _READERS[str(each.type)](text)
+            except ValueError:
+                raise SetupError(f"{variable}={text!r} is not a value for {each.name}") from None
+        return cls(**values)
+
+
+def _read_words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split() if word)
+
+
+_READERS: dict[str, Any] = {"int": int, "float": float, "str": str, "tuple[str, ...]": _read_words}
+
+
+def configured_discovery(environ: Mapping[str, str] | None = None) -> str | None:
+    """The discovery service that the environment names, normalised; None: none is configured."""
+    url = (os.environ if environ is None else environ).get("EC262_DISCOVERY", "").strip()
+    return normalise_url(url) if url else None
+
+
+def discovery_url(chosen: str | None = None) -> str:
+    """The discovery service to use: as chosen, else as the environment says, else on this machine.
+
+    Raises:
+        SetupError: not the URL of a service.
+    """
+    return normalise_url(chosen) if chosen else configured_discovery() or DEFAULT_DISCOVERY_URL
+
+
+def normalise_url(url: str) -> str:
+    """One spelling for each service: lower case, no default port, no slash at the end; a bare ``host:port`` is http.
+
+    Raises:
+        SetupError: not the URL of a service.
+    """
+    text = url.strip()
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        split = urlsplit(text)
+        port = split.port
+    except ValueError:
+        raise SetupError(f"{url!r} is not the URL of a discovery service") from None
+    scheme, host = split.scheme.lower(), (split.hostname or "").lower()
+    odd = split.query or split.fragment or not text.isprintable() or " " in text
+    if scheme not in _SCHEME_PORTS or not host or odd:
+        raise SetupError(f"{url!r} is not the URL of a discovery service; it looks like {DEFAULT_DISCOVERY_URL}")
+    if split.username is not None:
+        raise SetupError("a discovery URL holds no account: set EC262_ACCOUNT and EC262_SECRET instead")
+    shown = f"[{host}]" if ":" in host else host
+    tail = "" if port is None or port == _SCHEME_PORTS[scheme] else f":{port}"
+    return f"{scheme}://{shown}{tail}{split.path.rstrip('/')}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the service at `url` is on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_private_channel(url: str) -> None:
+    """Refuses to send secrets where others can read them.
+
+    Raises:
+        SetupError: plain HTTP to another machine, and the environment does not allow it.
+    """
+    if url.startswith("https:") or is_loopback(url) or os.environ.get("EC262_PLAIN_HTTP") == "1":
+        return
+    raise SetupError(
+        f"{url} is another machine and not https: account secrets and worker keys would travel readable for everybody "
+        "on the way. Use https, or set EC262_PLAIN_HTTP=1 on a network that you trust"
+    )
+
+
+def home_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """Where EC262 keeps its files: ``EC262_HOME``, else ``ec262`` in the XDG configuration directory."""
+    environ = os.environ if environ is None else environ
+    if chosen := environ.get("EC262_HOME"):
+        return Path(chosen).expanduser()
+    base = environ.get("XDG_CONFIG_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path("~/.config").expanduser()) / "ec262"

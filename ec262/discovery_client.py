@@ -1,0 +1,267 @@
+"""The one door to discovery: a typed method for each of its routes, by the route's name.
+
+geventhttpclient over kept-alive connections. It patches nothing and runs in the gevent hub of the thread that made the
+client: **a client belongs to that thread**; any number of its greenlets may use it at once, each call on a connection
+of its own. In a thread without gevent a call simply blocks.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import gevent
+import msgspec
+from gevent.lock import BoundedSemaphore
+from geventhttpclient import HTTPClient
+from geventhttpclient.response import HTTPParseError
+
+from ec262 import __version__
+from ec262.config import normalise_url, require_private_channel
+from ec262.credentials import Account
+from ec262.errors import DiscoveryUnreachable, InsufficientCredits, Malformed, NetworkError, ProblemError, Unauthorized
+from ec262.protocol import messages as m
+from ec262.protocol.problems import CONTENT_TYPE
+from ec262.protocol.routes import route
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_PIECE_BYTES = 256 * 1024
+_BROKEN = (OSError, HTTPParseError, RuntimeError)
+"""What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
+_NOT_REPEATED = frozenset({"create_account"})
+"""Routes of which a second call does something more; all others may be repeated by design."""
+
+M = TypeVar("M", bound=m.Message)
+
+
+class DiscoveryClient:
+    """Calls one discovery service for one account.
+
+    Args:
+        url: the service, in any spelling that `config.normalise_url` takes.
+        account_id: who calls; empty: nobody, for the routes that need no account.
+        secret: the account's.
+        concurrency: most calls at the same time; further ones wait for their turn.
+        connect_timeout_s: to get a connection.
+        answer_timeout_s: between two pieces of an answer.
+        retry_for_s: a call that cannot be answered is repeated for so long, with growing pauses, where repeating is
+            harmless (all routes but ``create_account``). 0: once.
+
+    Raises:
+        SetupError: the URL is none, or secrets would travel readable beyond this machine.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        account_id: str = "",
+        secret: str = "",
+        *,
+        concurrency: int = 8,
+        connect_timeout_s: float = 5.0,
+        answer_timeout_s: float = 30.0,
+        retry_for_s: float = 10.0,
+    ) -> None:
+        self.url = normalise_url(url)
+        require_private_channel(self.url)
+        self._split = urlsplit(self.url)
+        self._timeouts_s = (connect_timeout_s, answer_timeout_s)
+        self._retry_for_s = retry_for_s
+        self._turns = BoundedSemaphore(concurrency)
+        self._idle: list[HTTPClient] = []
+        self._closed = False
+        self.account_id = ""
+        self._authorization: dict[str, str] = {}
+        if account_id:
+            self.use_account(account_id, secret)
+
+    def __repr__(self) -> str:
+        return f"<DiscoveryClient {self.url} account={self.account_id or None}>"
+
+    def __enter__(self) -> DiscoveryClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def use_account(self, account_id: str, secret: str) -> None:
+        """From now on, calls are this account's."""
+        basic = base64.b64encode(f"{account_id}:{secret}".encode()).decode("ascii")
+        self.account_id = account_id
+        self._authorization = {"Authorization": f"Basic {basic}"}
+
+    def close(self) -> None:
+        """Closes idle connections; those in use close when their calls end."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    # --- one method a route ---
+
+    def describe(self) -> m.ServiceState:
+        """What the service is; with an account, what it has."""
+        return self._call("describe", m.ServiceState)
+
+    def openapi(self) -> dict[str, Any]:
+        """The service's OpenAPI document."""
+        document = msgspec.json.decode(self._answer("openapi", {}, None))
+        if not isinstance(document, dict):
+            raise NetworkError(f"{self.url} did not answer with an OpenAPI document")
+        return document
+
+    def health(self) -> m.Health:
+        """Whether the service can do its work."""
+        return self._call("health", m.Health)
+
+    def credits(self) -> m.Credits:
+        """All credits there are, added up."""
+        return self._call("credits", m.Credits)
+
+    def create_account(self, body: m.CreateAccount) -> m.AccountCreated:
+        """Makes an account. Never repeated: an answer that got lost leaves an account nobody has the secret of."""
+        return self._call("create_account", m.AccountCreated, body)
+
+    def account(self) -> m.AccountState:
+        """What the calling account has."""
+        return self._call("account", m.AccountState)
+
+    def register_worker(self, body: m.RegisterWorker) -> m.WorkerRegistered:
+        """Enters a worker in the pool. The same boot id again changes nothing."""
+        return self._call("register_worker", m.WorkerRegistered, body)
+
+    def heartbeat(self, worker_id: str, body: m.Heartbeat) -> m.HeartbeatAnswer:
+        """Keeps a worker in the pool, shows receipts."""
+        return self._call("heartbeat", m.HeartbeatAnswer, body, worker_id=worker_id)
+
+    def leave(self, worker_id: str) -> None:
+        """Takes a worker out of the pool."""
+        self._answer("leave", {"worker_id": worker_id}, None)
+
+    def lease_tasks(self, body: m.LeaseTasks) -> m.Leased:
+        """Puts credits in escrow and gets workers. Its idempotency key makes repeating harmless."""
+        return self._call("lease_tasks", m.Leased, body)
+
+    def settle(self, body: m.Settle) -> m.Settled:
+        """Shows receipts, gets verdicts. Repeating gives the same verdicts again."""
+        return self._call("settle", m.Settled, body)
+
+    # --- how ---
+
+    def _call(self, name: str, response: type[M], body: m.Message | None = None, **path: str) -> M:
+        answer = self._answer(name, path, body)
+        try:
+            return m.decode(response, answer)
+        except Malformed as reason:
+            wanted = response.__name__
+            raise NetworkError(f"{self.url} answered {name} with something else than {wanted}: {reason}") from None
+
+    def _answer(self, name: str, path: Mapping[str, str], body: m.Message | None) -> bytes:
+        """The body of a good answer.
+
+        Raises:
+            Unauthorized: account or secret are wrong (401).
+            InsufficientCredits: 402.
+            ProblemError: the service said no otherwise; 503 only after repeated calls.
+            DiscoveryUnreachable: no answer, also not to repeated calls.
+            NetworkError: an answer that is none, or too large.
+        """
+        called = route("discovery", name)
+        target = self._split.path + called.path
+        for part, value in path.items():
+            target = target.replace(f"<{part}>", value)
+        content = b"" if body is None else m.encode(body)
+        headers = dict(self._authorization) if called.auth in ("account", "optional") else {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
+        pause_s = 0.05
+        while True:
+            try:
+                status, kind, answer = self._exchange(called.method, target, content, headers)
+            except _BROKEN as reason:
+                problem: NetworkError = DiscoveryUnreachable(
+                    f"discovery at {self.url} does not answer ({_plain(reason)}); is it running there?"
+                )
+                cause: BaseException | None = reason
+            else:
+                if 200 <= status < 300:
+                    return answer
+                problem, cause = _problem_of(status, kind, answer), None
+                if status != 503:
+                    raise problem
+            if time.monotonic() + pause_s > until:
+                raise problem from cause
+            gevent.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, 2.0)
+
+    def _exchange(self, method: str, target: str, content: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, body."""
+        with self._turns:
+            connection = self._idle.pop() if self._idle else self._connect()
+            sound = False
+            try:
+                response = connection.request(method, target, body=content, headers=headers)
+                pieces: list[bytes] = []
+                size = 0
+                while piece := response.read(_PIECE_BYTES):
+                    size += len(piece)
+                    if size > MAX_ANSWER_BYTES:
+                        raise NetworkError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes")
+                    pieces.append(piece)
+                sound = True
+            finally:
+                # After an error or a kill half an answer may be on its way: that connection is nobody's any more.
+                if sound and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+            return int(response.status_code), str(response.get("content-type") or ""), b"".join(pieces)
+
+    def _connect(self) -> HTTPClient:
+        connect_s, answer_s = self._timeouts_s
+        return HTTPClient(
+            self._split.hostname or "",
+            self._split.port or (443 if self._split.scheme == "https" else 80),
+            ssl=self._split.scheme == "https",
+            headers={"User-Agent": f"ec262/{__version__}", "Accept": "application/json"},
+            connection_timeout=connect_s,
+            network_timeout=answer_s,
+            block_size=64 * 1024,
+            concurrency=1,
+        )
+
+
+def _problem_of(status: int, kind: str, answer: bytes) -> ProblemError:
+    """The error a problem document stands for."""
+    code, detail = "http-error", f"discovery answered with HTTP status {status}"
+    fields: dict[str, object] = {}
+    if kind.startswith(CONTENT_TYPE):
+        try:
+            problem = m.decode(m.Problem, answer)
+        except Malformed:
+            pass
+        else:
+            code, detail = _plain(problem.code), _plain(problem.detail)
+            fields = {"needed": problem.needed, "available": problem.available}
+    if status == 401:
+        return Unauthorized(status, code, detail, **fields)
+    if status == 402:
+        return InsufficientCredits(status, code, detail, **fields)
+    return ProblemError(status, code, detail, **fields)
+
+
+def create_account_at(client: DiscoveryClient, name: str = "") -> Account:
+    """A new account at the client's service; the client goes on as this account."""
+    made = client.create_account(m.CreateAccount(name=name))
+    client.use_account(made.account_id, made.secret)
+    return Account(made.account_id, made.secret)
+
+
+def _plain(thing: object) -> str:
+    """Text from outside, without control characters, of a bearable length."""
+    text = "".join(c if c.isprintable() else " " for c in str(thing)[:2000])
+    return text or type(thing).__name__

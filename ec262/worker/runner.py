@@ -1,0 +1,199 @@
+"""Runner: a greenlet for each slot, that opens, runs and seals what the worker holds.
+
+A slot takes the job whose turn it is and runs a *unit* of it, a fresh confined process for many tasks one after the
+other. Inputs are opened when their turn comes, results sealed as they arrive.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol
+
+import gevent
+from gevent.event import Event
+
+from ec262.config import WorkerSettings
+from ec262.errors import EC262Error, TicketRefused
+from ec262.protocol.tickets import CLOCK_GRACE_S, Ticket
+from ec262.sandbox.outcome import Outcome, UnitTask
+from ec262.sandbox.policy import Limits
+from ec262.worker.events import EVENT, shown
+from ec262.worker.holdings import HeldJob, HeldTask, Holdings
+from ec262.worker.outcomes import Sealed, open_input, refuse, seal_error, seal_limit, seal_result
+from ec262.worker.unsettled import UnsettledReceipts
+
+log = logging.getLogger("ec262.worker")
+
+WALL_A_CPU_SECOND = 3.0
+WALL_EXTRA_S = 10.0
+_PAUSE_S = 1.0
+_PAUSE_MAX_S = 30.0
+
+
+class UnitSandbox(Protocol):
+    """What the runner asks of `ec262.sandbox.launcher.Sandbox`."""
+
+    def run_unit(
+        self,
+        program: bytes,
+        next_task: Callable[[], UnitTask | None],
+        on_outcome: Callable[[UnitTask, Outcome], None],
+        limits: Limits = ...,
+        stop: Callable[[], bool] | None = None,
+    ) -> int: ...
+
+
+class Runner:
+    """Computes what is held.
+
+    Args:
+        sandbox: where strangers' code runs.
+        holdings: where tasks come from and results go.
+        unsettled: where receipts are kept.
+        now_s: discovery's clock.
+        on_many_receipts: called now and then as receipts become many.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        sandbox: UnitSandbox,
+        holdings: Holdings,
+        unsettled: UnsettledReceipts,
+        now_s: Callable[[], float],
+        on_many_receipts: Callable[[], None],
+    ) -> None:
+        self._on_many_receipts = on_many_receipts
+        self._settings = settings
+        self._sandbox = sandbox
+        self._holdings = holdings
+        self._unsettled = unsettled
+        self._now_s = now_s
+        self._work = Event()
+        self._slots: list[gevent.Greenlet] = []
+        self._units: set[_Unit] = set()
+        self.running = 0
+        """Units at work."""
+
+    def start(self) -> None:
+        """Starts the slots."""
+        self._slots = [gevent.spawn(self._serve_slot) for _ in range(self._settings.slots)]
+
+    def stop(self) -> None:
+        """Ends the slots; what they compute is lost."""
+        gevent.killall(self._slots)
+        self._slots = []
+
+    def wake(self) -> None:
+        """There may be something to do: tasks were taken, or results made room."""
+        if not self._work.is_set():
+            self._work.set()
+
+    def _serve_slot(self) -> None:
+        holdings, pause_s = self._holdings, _PAUSE_S
+        while True:
+            job = holdings.next_job() if holdings.has_room else None
+            if job is None:
+                self._work.clear()
+                self._work.wait()
+                continue
+            unit = _Unit(self, job)
+            self.running += 1
+            try:
+                unit.run()
+                pause_s = _PAUSE_S
+            except EC262Error as reason:
+                log.warning("the sandbox does not work: %s; trying again in %.0f s", shown(reason), pause_s)
+                gevent.sleep(pause_s)
+                pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+            except Exception:
+                log.exception("a fault of the worker while it ran tasks")
+                gevent.sleep(pause_s)
+                pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+            finally:
+                self.running -= 1
+
+    def _finish(self, task: HeldTask, sealed: Sealed) -> None:
+        if self._holdings.finish(task, sealed):
+            self._unsettled.keep(sealed.receipt, time.monotonic())
+            if not len(self._unsettled) % 1000:
+                self._on_many_receipts()
+
+
+class _Unit:
+    """One unit of one job on one slot."""
+
+    def __init__(self, runner: Runner, job: HeldJob) -> None:
+        self._runner = runner
+        self._job = job
+        self._begun: dict[str, HeldTask] = {}
+        self._until_s = time.monotonic() + runner._settings.unit_s
+        self._cpu_s = 0.0
+
+    def run(self) -> None:
+        """Until the job has nothing queued, or others wait and the unit's time is up."""
+        runner, job = self._runner, self._job
+        try:
+            done = runner._sandbox.run_unit(
+                job.program or b"", self._next_task, self._on_outcome, Limits(), self._is_orphaned
+            )
+        finally:
+            for task in reversed(self._begun.values()):
+                runner._holdings.put_back(task)
+        if done and log.isEnabledFor(EVENT):
+            plural = "s" * (done > 1)
+            log.log(EVENT, "finished %d task%s of job %s (%.3f s of CPU)", done, plural, job.job_id[:8], self._cpu_s)
+
+    def _is_orphaned(self) -> bool:
+        holdings, job = self._runner._holdings, self._job
+        return holdings.jobs.get((job.job_id, job.poll_key)) is not job
+
+    def _next_task(self) -> UnitTask | None:
+        runner, job = self._runner, self._job
+        holdings = runner._holdings
+        if len(holdings.ready) > 1 and time.monotonic() > self._until_s:
+            return None
+        while holdings.has_room:
+            task = holdings.start(job)
+            if task is None:
+                return None
+            ticket = task.ticket
+            now_s = runner._now_s()
+            try:
+                if ticket.deadline_s + CLOCK_GRACE_S < now_s:
+                    raise TicketRefused("past its deadline")
+                parts = open_input(ticket, task.payload, digest=job.digest, header_tail=job.header_tail)
+            except TicketRefused as reason:
+                log.log(EVENT, "refused a task of job %s: %s", job.job_id[:8], reason)
+                runner._finish(task, refuse(ticket, str(reason)))
+                continue
+            self._begun[ticket.lease_id] = task
+            wall_s = wall_limit_s(ticket, now_s)
+            return UnitTask(ticket.lease_id, parts, ticket.cpu_limit_s, wall_s, ticket.max_result_bytes)
+        return None
+
+    def _on_outcome(self, unit_task: UnitTask, outcome: Outcome) -> None:
+        task = self._begun.pop(str(unit_task.id))
+        cpu_s = outcome.cpu_s
+        self._cpu_s += cpu_s
+        if outcome.kind == "ok":
+            sealed = seal_result(task.ticket, outcome.parts, cpu_s=cpu_s)
+        elif outcome.error is None:
+            sealed = seal_limit(task.ticket, "protocol", "no result", cpu_s=cpu_s)
+        elif outcome.kind == "limit":
+            sealed = seal_limit(task.ticket, outcome.error.limit, outcome.error.message, cpu_s=cpu_s)
+        else:
+            fields = asdict(outcome.error)
+            del fields["limit"]
+            sealed = seal_error(task.ticket, fields, cpu_s=cpu_s)
+        self._runner._finish(task, sealed)
+
+
+def wall_limit_s(ticket: Ticket, now_s: float) -> float:
+    """How long a task may take by the clock: longer than its CPU limit, for machines have other work; not past its
+    deadline, when nobody takes its result any more."""
+    rest_s = ticket.deadline_s + CLOCK_GRACE_S - now_s
+    return max(1.0, min(ticket.cpu_limit_s * WALL_A_CPU_SECOND + WALL_EXTRA_S, rest_s))

@@ -1,0 +1,328 @@
+"""Server: what a worker answers over HTTP. Parses, checks who may, asks `Holdings`, replies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from flask import Flask, Response, request
+from gevent.event import Event
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from ec262 import __version__
+from ec262.config import WorkerSettings
+from ec262.errors import Malformed, ProblemError, SealBroken, TicketRefused
+from ec262.protocol import messages as m
+from ec262.protocol.polling import check_poll_authorization
+from ec262.protocol.problems import CONTENT_TYPE, problem_body
+from ec262.protocol.receipts import ReceiptBundle, seal_receipts
+from ec262.protocol.routes import Route, routes_of
+from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
+from ec262.worker.events import EVENT
+from ec262.worker.holdings import Finished, HeldJob, Holdings, WorkerFull
+from ec262.worker.lease import Registration, Standing
+from ec262.worker.runner import Runner
+from ec262.worker.unsettled import UnsettledReceipts
+
+log = logging.getLogger("ec262.worker")
+
+_OPENED_BUNDLES = 8
+_STATUS_CODES = {
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "request-timeout",
+    411: "length-required",
+    413: "body-too-large",
+    415: "unsupported-media-type",
+}
+
+
+class _TicketsOnly(m.Message, frozen=True, kw_only=True):
+    """The one field of a push that is looked at before the sender has proven anything."""
+
+    tickets: m.Token
+
+
+class _Poll:
+    """A request for results that waits."""
+
+    __slots__ = ("awake", "superseded")
+
+    def __init__(self) -> None:
+        self.awake = Event()
+        self.superseded = False
+
+
+class Api:
+    """The views, by the names of their routes.
+
+    Args:
+        now_s: discovery's clock.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        holdings: Holdings,
+        unsettled: UnsettledReceipts,
+        registration: Registration,
+        runner: Runner,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._holdings = holdings
+        self._unsettled = unsettled
+        self._registration = registration
+        self._runner = runner
+        self._now_s = now_s
+        self._polls: dict[HeldJob, _Poll] = {}
+        self._opened: OrderedDict[tuple[bytes, int, bytes], tuple[TicketBundle, dict[str, Ticket]]] = OrderedDict()
+        self._leaving = False
+        self._python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+    def worker_state(self) -> m.Message:
+        """GET /"""
+        standing = self._registration.standing
+        return m.WorkerState(
+            service="ec262 worker",
+            version=__version__,
+            worker_id=standing.worker_id if standing is not None else "",
+            slots=self._settings.slots,
+            python=self._python,
+            running=sum(job.running for job in self._holdings.jobs.values()),
+            queued=sum(len(job.queue) for job in self._holdings.jobs.values()),
+        )
+
+    def push_tasks(self, content: bytes) -> m.Message:
+        """POST /v1/tasks: the tickets come first; of a sender without good ones nothing else is looked at."""
+        standing = self._standing()
+        token = m.decode(_TicketsOnly, content).tickets
+        bundle, tickets = self._open(standing, token)
+        push = m.decode(m.PushTasks, content)
+        pushed = self._holdings.take(bundle, tickets, push, capacity=standing.capacity, now_s=self._now_s())
+        if pushed.taken:
+            self._runner.wake()
+            if log.isEnabledFor(EVENT):
+                log.log(EVENT, "took %d task%s of job %s", pushed.taken, "s" * (pushed.taken > 1), bundle.job_id[:8])
+        return pushed
+
+    def fetch_results(self, job_id: str) -> m.Message:
+        """GET /v1/jobs/<job>/results: waits until there is something worth an answer. Of two at a time the later one
+        gets it."""
+        after = _number("after", 0, 10**18)
+        wait_s = min(_number("wait_s", 0.0, 86_400.0), self._settings.poll_wait_s)
+        job = self._authenticated_job(job_id, "GET")
+        holdings = self._holdings
+        had_room = holdings.has_room
+        holdings.acknowledge(job, int(after), self._now_s())
+        if not had_room and holdings.has_room:
+            self._runner.wake()
+        before = self._polls.get(job)
+        if before is not None:
+            before.superseded = True
+            before.awake.set()
+        poll = self._polls[job] = _Poll()
+        try:
+            self._await_results(job, poll, wait_s)
+        finally:
+            if self._polls.get(job) is poll:
+                del self._polls[job]
+                job.changed = None
+        return self._results(job, [] if poll.superseded else holdings.deliver(job), int(after))
+
+    def cancel_job(self, job_id: str) -> m.Message:
+        """DELETE /v1/jobs/<job>"""
+        job = self._authenticated_job(job_id, "DELETE")
+        receipts = self._holdings.cancel(job)
+        now_s = time.monotonic()
+        for receipt in receipts:
+            self._unsettled.keep(receipt, now_s)
+        log.log(EVENT, "job %s was cancelled: gave back %d tasks", job.job_id[:8], len(receipts))
+        return m.Cancelled(refused=len(receipts))
+
+    def let_go(self) -> None:
+        """Lets waiting polls answer at once: the worker stops."""
+        self._leaving = True
+        for poll in self._polls.values():
+            poll.awake.set()
+
+    # --- results ---
+
+    def _await_results(self, job: HeldJob, poll: _Poll, wait_s: float) -> None:
+        holdings = self._holdings
+        until_s = time.monotonic() + wait_s
+
+        def changed() -> None:
+            # Called for every result: wakes for the first, and when there is enough.
+            if not poll.awake.is_set() and (len(job.outbox) == 1 or holdings.is_answerable(job, job.first_ready_s)):
+                poll.awake.set()
+
+        job.changed = changed
+        while not poll.superseded and not self._leaving:
+            now_s = time.monotonic()
+            if holdings.is_answerable(job, now_s) or now_s >= until_s or holdings.jobs.get(_key(job)) is not job:
+                return
+            rest_s = until_s - now_s
+            if job.outbox:
+                rest_s = min(rest_s, max(job.first_ready_s + self._settings.linger_s - now_s, 0.0005))
+            poll.awake.clear()
+            poll.awake.wait(rest_s)
+
+    def _results(self, job: HeldJob, delivered: list[Finished], after: int) -> m.Results:
+        standing = self._standing()
+        # Receipts under the key and epoch that the leases are of; after a new epoch there are none to show.
+        receipts = [finished.receipt for finished in delivered]
+        return m.Results(
+            results=[finished.result for finished in delivered],
+            receipts=seal_receipts(standing.worker_key, ReceiptBundle(standing.worker_id, job.epoch, receipts)),
+            cursor=delivered[-1].cursor if delivered else after,
+            held=job.unfinished + len(job.outbox) - len(delivered),
+        )
+
+    # --- who may ---
+
+    def _standing(self) -> Standing:
+        standing = self._registration.standing
+        if standing is None:
+            raise ProblemError(503, "unavailable", "this worker is not registered with discovery at the moment")
+        return standing
+
+    def _open(self, standing: Standing, token: str) -> tuple[TicketBundle, dict[str, Ticket]]:
+        """The bundle in a token; a large bundle that comes with many pushes is opened once."""
+        try:
+            mark = (standing.worker_key, standing.epoch, hashlib.sha256(token.encode("ascii")).digest())
+        except UnicodeEncodeError:
+            raise TicketRefused("the ticket was not sealed for this worker, or was changed on its way") from None
+        opened = self._opened.get(mark)
+        if opened is None:
+            bundle = open_tickets(standing.worker_key, token, worker_id=standing.worker_id, epoch=standing.epoch)
+            opened = self._opened[mark] = (bundle, {ticket.lease_id: ticket for ticket in bundle.tickets})
+            if len(self._opened) > _OPENED_BUNDLES:
+                self._opened.popitem(last=False)
+        return opened
+
+    def _authenticated_job(self, job_id: str, method: str) -> HeldJob:
+        """The job a request proves to be the foreman of.
+
+        Raises:
+            ProblemError: ``unknown-job``; ``unauthorized``: not its poll key, or a sequence number used before.
+        """
+        jobs = list(self._holdings.jobs_named(job_id))
+        if not jobs:
+            raise ProblemError(404, "unknown-job", "this worker holds nothing of that job")
+        query = request.query_string.decode("latin-1")
+        target = f"{request.path}?{query}" if query else request.path
+        given = request.headers.get("Authorization", "")
+        reason = ""
+        for job in jobs:
+            try:
+                sequence = check_poll_authorization(given, job.poll_key, method=method, target=target)
+            except Malformed as error:
+                reason = str(error)
+                continue
+            if self._holdings.accept_sequence(job, sequence):
+                return job
+            reason = "the sequence number was used before: it has to grow from request to request"
+        raise ProblemError(401, "unauthorized", reason)
+
+    # --- the one way in for all of them ---
+
+    def app(self) -> Flask:
+        """The WSGI application with all routes of a worker, each bound to the view of its name."""
+        app = Flask("ec262.worker", static_folder=None)
+        app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in routes_of("worker"))
+        for route in routes_of("worker"):
+            app.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
+        _handle_errors(app)
+        return app
+
+    def _bind(self, route: Route) -> Callable[..., Response]:
+        view: Callable[..., m.Message] = getattr(self, route.name)
+
+        def answer(**arguments: str) -> Response:
+            if route.request is None:
+                made = view(**arguments)
+            else:
+                if request.mimetype != "application/json":
+                    return problem("unsupported-media-type", "send the body as Content-Type: application/json")
+                made = view(request.get_data(cache=False))
+            return Response(m.encode(made), content_type="application/json")
+
+        return answer
+
+
+def _key(job: HeldJob) -> tuple[str, bytes]:
+    return job.job_id, job.poll_key
+
+
+def _number(name: str, default: float, most: float) -> float:
+    """A query parameter, 0 to `most`."""
+    text = request.args.get(name)
+    if text is None:
+        return default
+    try:
+        number: float = int(text) if type(default) is int else float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= most:
+        raise ProblemError(400, "bad-request", f"{name} has to be a number from 0 to {most:.0f}")
+    return number
+
+
+def problem(code: str, detail: str) -> Response:
+    """A problem as a response."""
+    status, body = problem_body(code, detail)
+    response = Response(body, status=status, content_type=CONTENT_TYPE)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "EC262-Poll"
+    if status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def _handle_errors(app: Flask) -> None:
+    """Makes every error a problem document with a stable code."""
+
+    @app.errorhandler(ProblemError)
+    def refused(error: ProblemError) -> Response:
+        return problem(error.code, error.detail)
+
+    @app.errorhandler(Malformed)
+    def malformed(error: Malformed) -> Response:
+        return problem("malformed-body", str(error))
+
+    @app.errorhandler(TicketRefused)
+    def ticket_refused(error: TicketRefused) -> Response:
+        return problem("ticket-refused", str(error))
+
+    @app.errorhandler(SealBroken)
+    def seal_broken(error: SealBroken) -> Response:
+        return problem("malformed-body", f"the program: {error}")
+
+    @app.errorhandler(WorkerFull)
+    def full(error: WorkerFull) -> Response:
+        return problem("unavailable", str(error))
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(error: RequestEntityTooLarge) -> Response:
+        return problem("body-too-large", "the body is larger than this route takes")
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        answer = problem(
+            _STATUS_CODES.get(status, "internal-error" if status >= 500 else "bad-request"), error.description or ""
+        )
+        if status == 405:
+            answer.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
+        return answer
+
+    @app.errorhandler(Exception)
+    def fault(error: Exception) -> Response:
+        log.exception("a fault of the worker in %s %s", request.method, request.path.encode("unicode_escape").decode())
+        return problem("internal-error", "a fault of this worker, not of the request; it is logged")

@@ -1,0 +1,320 @@
+"""The worker, every part built and wired on one screen; how it starts, drains and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+import gevent
+from gevent.event import Event
+from gevent.os import make_nonblocking, nb_read
+from gevent.select import poll as gevent_poll
+
+from ec262.config import WorkerSettings, discovery_url, is_loopback
+from ec262.credentials import CredentialStore
+from ec262.discovery_client import DiscoveryClient
+from ec262.protocol.routes import routes_of
+from ec262.sandbox.launcher import Grants, Sandbox
+from ec262.sandbox.policy import DEFAULT
+from ec262.serving import Limits, Server
+from ec262.worker.events import printed
+from ec262.worker.holdings import Holdings
+from ec262.worker.lease import DiscoveryClock, Offer, Registration
+from ec262.worker.runner import Runner
+from ec262.worker.server import Api
+from ec262.worker.unsettled import UnsettledReceipts
+
+log = logging.getLogger("ec262.worker")
+
+SWEEP_EVERY_S = 5.0
+_GOODBYE_S = 3.0
+_LAST_ANSWER_S = 1.0
+
+
+class Worker:
+    """A worker for one discovery service; a context manager. It belongs to the thread that made it.
+
+    Args:
+        settings: how to work.
+        url: the discovery service.
+        home: where credentials are; None: the user's place.
+
+    Attributes:
+        server: where foremen push to; its `port` is the real one where 0 was asked for.
+        registration: the worker's presence at discovery.
+        holdings: what it has taken.
+
+    Raises:
+        SandboxUnavailable: this machine cannot confine strangers' code and nobody said that it need not.
+        SetupError: the port is taken, or the discovery URL is none.
+    """
+
+    def __init__(self, settings: WorkerSettings, url: str, *, home: Path | None = None) -> None:
+        self.settings = settings
+        self.url = url
+        self._over = Event()  # leave
+        self._hurry = Event()  # ... without finishing
+        self._sweeper: gevent.Greenlet | None = None
+        self._clock = DiscoveryClock()
+        self._unsettled = UnsettledReceipts(settings.show_receipts_after_s)
+        self._client = DiscoveryClient(url, retry_for_s=0.0)
+        self._sandbox = open_sandbox(settings)
+        try:
+            self.grants = self._sandbox.start()
+            self.holdings = Holdings(settings)
+            offer = Offer(lane=lane_of(settings), layers=tuple(layers_of(self.grants)))
+            self.registration = Registration(
+                settings,
+                self._client,
+                CredentialStore(home, pause=gevent.sleep),
+                self._unsettled,
+                self._clock,
+                offer,
+                self._start_anew,
+            )
+            self._runner = Runner(
+                settings, self._sandbox, self.holdings, self._unsettled, self._clock.now_s, self.registration.nudge
+            )
+            self._api = Api(
+                settings, self.holdings, self._unsettled, self.registration, self._runner, self._clock.now_s
+            )
+            self.server = Server(
+                self._api.app(),
+                settings.host or ("127.0.0.1" if is_loopback(url) else "0.0.0.0"),
+                settings.port,
+                limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
+            )
+            offer.port = self.server.port
+        except BaseException:
+            self._sandbox.close()
+            self._client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        self._runner.start()
+        self._sweeper = gevent.spawn(self._sweep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enter(self) -> bool:
+        """Registers at discovery, and from then on keeps the worker there; waits as long as it takes.
+
+        Returns:
+            False: asked to leave before discovery answered.
+
+        Raises:
+            SetupError, ProblemError: as `Registration.enter`.
+        """
+        failed: list[Exception] = []
+
+        def register() -> None:
+            try:
+                self.registration.enter()
+            except Exception as reason:
+                failed.append(reason)
+
+        entering = gevent.spawn(register)
+        gevent.wait([entering, self._over], count=1)
+        if not entering.dead:
+            entering.kill()
+            return False
+        if failed:
+            raise failed[0]
+        self.registration.start()
+        return True
+
+    def serve_until_asked(self) -> None:
+        """Works until `ask_to_leave`; then leaves the pool, finishes what is held and waits until it is fetched."""
+        self._over.wait()
+        with gevent.Timeout(_GOODBYE_S, False):
+            self.registration.leave()
+        self._drain()
+
+    def ask_to_leave(self) -> None:
+        """Leave in good order; asked again, at once."""
+        if self._over.is_set():
+            self._hurry.set()
+        self._over.set()
+
+    def hurry(self) -> None:
+        """Leave at once."""
+        self._hurry.set()
+        self._over.set()
+
+    def close(self) -> None:
+        """Stops everything; nothing is left running. May be called twice."""
+        self._over.set()
+        gevent.killall([item for item in (self._sweeper,) if item is not None])
+        self.registration.stop()
+        self._api.let_go()
+        self.server.stop(timeout_s=0.2 if self._hurry.is_set() else 2.0)
+        self._runner.stop()
+        self._sandbox.close()
+        self._client.close()
+
+    def _drain(self) -> None:
+        holdings = self.holdings
+        if holdings.unfinished or holdings.undelivered:
+            log.info(
+                "finishing: %d tasks to compute, %d results to be fetched (at most %.0f s; once more to leave at once)",
+                holdings.unfinished, holdings.undelivered, self.settings.drain_s,
+            )  # fmt: skip
+        until_s = time.monotonic() + self.settings.drain_s
+        while (holdings.unfinished or holdings.undelivered) and time.monotonic() < until_s:
+            if self._hurry.wait(0.05):
+                return
+        # The last answers may still be on their way; a foreman that got them says so, if it polls once more.
+        until_s = min(until_s, time.monotonic() + _LAST_ANSWER_S)
+        while holdings.unacknowledged and time.monotonic() < until_s and not self._hurry.wait(0.05):
+            pass
+
+    def _sweep(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_EVERY_S)
+            dropped = self.holdings.sweep(self._clock.now_s())
+            if dropped:
+                log.warning("dropped %d results that nobody fetched before their deadline", dropped)
+                self._runner.wake()
+
+    def _start_anew(self) -> None:
+        lost = self.holdings.unfinished + self.holdings.unacknowledged
+        self.holdings.clear()
+        log.warning("discovery was started anew: what was taken before (%d tasks) is void", lost)
+
+
+def run_worker(
+    port: int | None = None,
+    *,
+    discovery: str | None = None,
+    host: str | None = None,
+    slots: int | None = None,
+    sandbox: Literal["native", "none"] | None = None,
+    allow_modules: tuple[str, ...] = (),
+    verbosity: int = 0,
+    settings: WorkerSettings | None = None,
+    on_ready: Callable[[Worker], None] | None = None,
+    parent_pipe: bool = False,
+) -> None:
+    """Lends this machine until it is interrupted: computes strangers' tasks, confined, for credits.
+
+    In a program's main thread, the first SIGINT or SIGTERM lets it finish what it holds, the second ends it at once;
+    the program's own handlers are restored before this returns. In other threads it runs until the process ends.
+
+    Args:
+        port: TCP port; 0 for any that is free. Default 11235.
+        discovery: URL of the service; default ``EC262_DISCOVERY``, or the one on this machine.
+        host: address to listen on; default: this machine alone where discovery is on it, else every address.
+        slots: tasks at a time; default one a core.
+        sandbox: ``native``, or ``none`` to run strangers' code unconfined.
+        allow_modules: modules that jobs may import beside the sandbox's own.
+        verbosity: 0: start, warnings, end; 1: a line an event; 2: everything. For a program without logging of its own.
+        settings: all at once, instead of the above.
+        on_ready: called when discovery has let the worker in.
+        parent_pipe: leave at once when standard input ends: whoever started this process is gone.
+
+    Raises:
+        SandboxUnavailable: this machine cannot confine strangers' code.
+        SetupError: the port is taken, credentials cannot be used, a setting is wrong.
+        ProblemError: discovery refuses this worker.
+    """
+    chosen = settings or WorkerSettings.from_environment(
+        port=port, host=host, slots=slots, sandbox=sandbox, allow_modules=allow_modules or None
+    )
+    with printed(verbosity), Worker(chosen, discovery_url(discovery)) as worker:
+        watcher = gevent.spawn(_wait_for_parent, worker) if parent_pipe else None
+        with _signals_ask(worker):
+            try:
+                log.info(
+                    "worker on %s, %d slot%s, %s",
+                    worker.server.url, chosen.slots, "s" * (chosen.slots > 1), _confined_by(worker),
+                )  # fmt: skip
+                if not worker.enter():
+                    return
+                standing = worker.registration.standing
+                log.info("in the pool of %s as %s", worker.url, standing.worker_id if standing else "?")
+                if on_ready is not None:
+                    on_ready(worker)
+                worker.serve_until_asked()
+                _say_goodbye(worker)
+            finally:
+                if watcher is not None:
+                    watcher.kill()
+
+
+def open_sandbox(settings: WorkerSettings) -> Sandbox:
+    """The sandbox these settings ask for, not started; it waits through gevent."""
+    policy = dataclasses.replace(DEFAULT, extra_modules=DEFAULT.extra_modules | frozenset(settings.allow_modules))
+    return Sandbox(policy=policy, slots=settings.slots, poll=gevent_poll, unconfined=settings.sandbox == "none")
+
+
+def lane_of(settings: WorkerSettings) -> Literal["native", "none"]:
+    """The class of results that foremen compare this worker's with."""
+    return "none" if settings.sandbox == "none" else "native"
+
+
+def layers_of(grants: Grants) -> list[str]:
+    """The sandbox's layers in force, strongest first."""
+    names = [
+        ("seccomp", grants.seccomp),
+        ("rlimits", grants.rlimits),
+        ("no_new_privileges", grants.no_new_privileges),
+        ("capabilities dropped", grants.capabilities),
+        (f"landlock {grants.landlock}", grants.landlock),
+        ("empty root", grants.empty_root),
+        *((f"namespace {name}", True) for name in grants.namespaces),
+        ("language", grants.language),
+    ]
+    return [name for name, granted in names if granted]
+
+
+def _confined_by(worker: Worker) -> str:
+    if worker.grants.seccomp:
+        return f"sandbox of {len(layers_of(worker.grants))} layers"
+    return "UNCONFINED: jobs can do whatever this user can"
+
+
+def _say_goodbye(worker: Worker) -> None:
+    registration = worker.registration
+    state = None
+    with gevent.Timeout(_GOODBYE_S, False):
+        state = registration.account_state()
+    has = f"; account {state.account_id} has earned {state.earned} and has {state.balance}" if state else ""
+    log.info("left the pool after %d tasks%s", worker.holdings.taken, has)
+
+
+@contextlib.contextmanager
+def _signals_ask(worker: Worker) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the worker to leave; afterwards the program's own handlers are back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    watchers = [gevent.signal_handler(number, worker.ask_to_leave) for number in before]
+    try:
+        yield
+    finally:
+        for watcher in watchers:
+            watcher.cancel()
+        for number, handler in before.items():
+            # libev leaves the default action behind. (None: a handler that Python did not install and cannot restore.)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _wait_for_parent(worker: Worker) -> None:
+    descriptor = sys.stdin.fileno()
+    make_nonblocking(descriptor)
+    with contextlib.suppress(OSError):
+        while nb_read(descriptor, 4096):
+            pass
+    worker.hurry()
