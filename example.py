@@ -32,4 +32,4 @@ if __name__ == "__main__":
     print(f"\n{report.map_tasks} map and {report.reduce_tasks} reduce tasks cost {report.credits_spent} credits")
     for worker, credits in report.earned.items():
         print(f"worker {worker[:8]} earned {credits}")
-    print(f"spent {report.credits_spent} = earned {sum(report.earned.values())}")
+    print(f"the account that paid had {report.balance_before} credits and has {report.balance_after}")

@@ -63,6 +63,7 @@ class Job:
         self._result: dict[Any, Any] | None = None
         self._failure: BaseException | None = None
         self._elapsed_s = 0.0
+        self._balance_before = self._balance_after = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ec262-job", daemon=True)
         self._thread.start()
@@ -144,6 +145,8 @@ class Job:
             earned=dict(sorted(earned.items(), key=lambda item: (-item[1], item[0]))),
             dissenters=tuple(sorted(engine.dissenters)) if engine is not None else (),
             elapsed_s=self._elapsed_s or time.monotonic() - self._started_s,
+            balance_before=self._balance_before,
+            balance_after=self._balance_after,
         )
 
     # --- in the job's thread ---
@@ -182,6 +185,7 @@ class Job:
                 engine.close(CANCEL_S)
                 raise
             engine.close(CLOSE_S)
+            self._balance_after = discovery.account().balance
             return _collect(reduced)
 
     def _network(self) -> tuple[str, Account, str]:
@@ -205,6 +209,7 @@ class Job:
         price = max(1, -(-int(options.cpu_limit_s * 1000) // 60_000))
         needed = (len(self._splits) + (reducers if self._splits else 0)) * price * options.redundancy
         available = state.account.balance if state.account is not None else 0
+        self._balance_before = self._balance_after = available
         if needed > available:
             raise InsufficientCredits(
                 *(402, "insufficient-credits"),

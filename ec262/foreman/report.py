@@ -32,7 +32,9 @@ class Report:
     Attributes:
         credits_spent: paid to workers, in all.
         earned: credits by worker id.
-        accounts: of those workers that the foreman may know more of; empty where discovery does not tell.
+        dissenters: workers whose results others outvoted.
+        balance_before, balance_after: what the paying account had, as discovery says. They differ by
+            `credits_spent` where the account had no other jobs and nothing is in escrow still.
     """
 
     map_tasks: int
@@ -42,6 +44,8 @@ class Report:
     earned: dict[str, int] = field(default_factory=dict)
     dissenters: tuple[str, ...] = ()
     elapsed_s: float = 0.0
+    balance_before: int = 0
+    balance_after: int = 0
 
 
 ProgressCallback = Callable[[Progress], None]
