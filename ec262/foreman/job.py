@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import threading
 import time
@@ -79,6 +80,7 @@ class Job:
         """
         if not self._over.wait(timeout_s):
             raise TimeoutError(f"the job is not done after {timeout_s} s; it goes on")
+        self._thread.join()
         if self._failure is not None:
             raise self._failure
         assert self._result is not None
@@ -161,11 +163,19 @@ class Job:
             self._phase = "done"
             self._loop = None
             self._meter.show(self.progress())
-            self._over.set()
             gevent.get_hub().destroy(destroy_loop=True)
+            self._over.set()
+            atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """When the program ends before the job: an event loop must not run on while the interpreter is taken down."""
+        self.cancel()
+        self._thread.join(CANCEL_S + CLOSE_S)
 
     def _compute(self) -> dict[Any, Any]:
         url, account, lane = self._network()
+        # After the network's own handler was registered: exit handlers run last in, first out.
+        atexit.register(self._leave)
         with DiscoveryClient(url, account.account_id, account.secret) as discovery:
             reducers = self._reducers(discovery)
             engine = self._engine = Engine(
