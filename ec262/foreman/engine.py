@@ -351,10 +351,10 @@ class Engine:
             now = time.monotonic()
             for result in answer.results:
                 self.schedule.reported(result.lease_id, result.tokens, now)
-            if answer.receipts:
+            if answer.results:
                 self._receipts.append(m.SealedReceipts(worker_id=worker_id, token=answer.receipts))
                 self._to_settle.set()
-            elif not answer.results and answer.held == 0:
+            elif answer.held == 0:
                 # It answers but knows nothing of what it was given: it started anew, or dropped it as too late.
                 known = self.schedule.leases_out(worker_id)
                 if pushed_before is not None:

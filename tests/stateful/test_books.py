@@ -1,0 +1,205 @@
+"""Any order of leases, receipts, settlements, losses, restarts and expiries: no credit appears or vanishes.
+
+A state machine drives a real discovery over a real store. After every step the books add up; at every release of a key
+the replica it belongs to was paid.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from discovery.app import create_discovery
+from discovery.ledger import totals, verify
+from discovery.settings import Settings
+from ec262.protocol.receipts import Kind
+from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker
+
+STORE: dict[str, Any] = {}
+"""Where the store and the keyring are; set by the test, because hypothesis makes the machines."""
+
+TIMEOUT_S = 0.05
+
+
+class Books(RuleBasedStateMachine):
+    """Two foremen, four workers, and whatever they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        client = redis.Redis.from_url(STORE["url"])
+        client.flushall()
+        client.close()
+        self.discovery = create_discovery(
+            Settings(
+                starting_credits=30,
+                min_timeout_s=TIMEOUT_S,
+                late_grace_s=TIMEOUT_S,
+                settled_grace_s=TIMEOUT_S,
+                prefetch=4,
+            ),
+            STORE["url"],
+            STORE["directory"],
+        )
+        self.foremen: list[Foreman] = []
+        self.workers: list[Worker] = []
+        self.leased: list[tuple[Foreman, str, dict[str, str]]] = []
+        self.accounts = 0
+
+    @initialize()
+    def enter(self) -> None:
+        """Everybody comes."""
+        self.foremen = [Foreman(self.discovery) for _ in range(2)]
+        self.workers = [Worker(Caller(self.discovery)) for _ in range(4)]
+        self.accounts = 6
+
+    @rule(
+        foreman=st.integers(0, 1),
+        count=st.integers(1, 4),
+        redundancy=st.integers(1, 3),
+        quorum=st.integers(1, 3),
+        repeat=st.booleans(),
+    )
+    def lease(self, foreman: int, count: int, redundancy: int, quorum: int, repeat: bool) -> None:
+        """A foreman leases, maybe twice with one key."""
+        buyer = self.foremen[foreman]
+        key = os.urandom(8).hex()
+        try:
+            leased = buyer.lease(
+                count, key=key, redundancy=redundancy, quorum=quorum, max_replicas=4, timeout_s=TIMEOUT_S
+            )
+        except Problem as problem:
+            if problem.code != "insufficient-credits" or buyer.state.balance >= redundancy:
+                raise
+            return
+        if repeat and leased.tasks:
+            again = buyer.lease(count, key=key, redundancy=redundancy, quorum=quorum, max_replicas=4)
+            assert [task.task_id for task in again.tasks] == [task.task_id for task in leased.tasks]
+        for task in leased.tasks:
+            self.leased.append((buyer, task.task_id, {r.lease_id: r.worker_id for r in task.replicas}))
+
+    @precondition(lambda self: self.leased)
+    @rule(
+        pick=st.integers(0, 1000),
+        lies=st.lists(st.booleans(), min_size=4, max_size=4),
+        silent=st.lists(st.booleans(), min_size=4, max_size=4),
+        kind=st.sampled_from([Kind.OK, Kind.OK, Kind.ERROR, Kind.REFUSED]),
+        decide=st.booleans(),
+        lost=st.booleans(),
+        thief=st.booleans(),
+    )
+    def settle(
+        self, pick: int, lies: list[bool], silent: list[bool], kind: Kind, decide: bool, lost: bool, thief: bool
+    ) -> None:
+        """A foreman shows receipts of some replicas and asks for a verdict; or another tries to."""
+        buyer, task_id, leases = self.leased[pick % len(self.leased)]
+        asker = next(f for f in self.foremen if f is not buyer) if thief else buyer
+        shown = []
+        for number, worker in enumerate(self.workers):
+            mine = [lease for lease, worker_id in leases.items() if worker_id == worker.worker_id]
+            if mine and not silent[number]:
+                shown.append(worker.receipts(mine, WRONG if lies[number] else RIGHT, kind))
+        gone = [lease for n, lease in enumerate(leases) if silent[n % 4]] if lost else []
+        settled = asker.settle(shown, [task_id] if decide else [], gone)
+        for verdict in settled.tasks:
+            if thief:
+                assert (verdict.verdict, verdict.keys) == ("unknown", [])
+                continue
+            if verdict.verdict != "accepted":
+                assert verdict.keys == []
+            if verdict.task is not None:
+                leases.update({r.lease_id: r.worker_id for r in verdict.task.replicas})
+            assert asker.settle([], [task_id]).tasks[0].keys[: len(verdict.keys)] == verdict.keys
+
+    @precondition(lambda self: self.leased)
+    @rule(pick=st.integers(0, 1000), worker=st.integers(0, 3), lie=st.booleans())
+    def show(self, pick: int, worker: int, lie: bool) -> None:
+        """A worker shows a receipt with its heartbeat."""
+        _, _, leases = self.leased[pick % len(self.leased)]
+        shower = self.workers[worker]
+        mine = [lease for lease, worker_id in leases.items() if worker_id == shower.worker_id]
+        shower.heartbeat(shower.token(mine, WRONG if lie else RIGHT))
+
+    @rule(worker=st.integers(0, 3), anew=st.booleans())
+    def register(self, worker: int, anew: bool) -> None:
+        """A worker registers again, as it was or started anew."""
+        if anew:
+            self.workers[worker].boot_id = os.urandom(8).hex()
+        self.workers[worker].register()
+
+    @rule(worker=st.integers(0, 3))
+    def leave_and_return(self, worker: int) -> None:
+        """A worker leaves the pool and comes back."""
+        leaver = self.workers[worker]
+        assert leaver.caller.raw("DELETE", f"/v1/workers/{leaver.worker_id}").status_code == 204
+        leaver.register()
+
+    @rule(wait=st.booleans())
+    def sweep(self, wait: bool) -> None:
+        """Time passes."""
+        if wait:
+            time.sleep(2.2 * TIMEOUT_S)
+        self.discovery.sweep()
+
+    @invariant()
+    def the_books_add_up(self) -> None:
+        """Conservation at every instant, nobody below zero, and nobody holds more leases than it may."""
+        minted, burnt, accounts, escrow = totals(self.discovery.store)
+        assert (minted, burnt) == (30 * self.accounts, 0)
+        assert accounts + escrow == minted
+        balances, escrows = self.discovery.store.balances()
+        assert all(amount >= 0 for place, amount in balances.items() if place != "mint")
+        assert all(amount > 0 for amount in escrows.values())
+        for worker in self.workers:
+            assert len(worker.heartbeat().open_leases) <= 4
+
+    def teardown(self) -> None:
+        """In the end everything falls due, nothing stays in escrow, and the ledger agrees."""
+        if self.accounts:
+            time.sleep(2.2 * TIMEOUT_S)
+            self.discovery.sweep()
+            time.sleep(1.2 * TIMEOUT_S)
+            self.discovery.sweep()
+            audit = verify(self.discovery.store)
+            assert audit.faults == []
+            assert audit.escrow == 0
+            assert self.discovery.store.load([task_id for _, task_id, _ in self.leased])[1] == {}
+            assert all(worker.heartbeat().open_leases == [] for worker in self.workers)
+        self.discovery.store.close()
+
+
+def check_books(redis_url: str, directory: Path, examples: int, steps: int) -> None:
+    """Runs the machine."""
+    STORE.update(url=redis_url, directory=directory)
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    run_state_machine_as_test(Books, settings=chosen)
+
+
+def test_the_books_add_up_whatever_happens(redis_url: str, tmp_path: Path) -> None:
+    check_books(redis_url, tmp_path, examples=15, steps=25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_books_add_up_in_ten_thousand_steps(redis_url: str, tmp_path: Path) -> None:
+    check_books(redis_url, tmp_path, examples=250, steps=50)
