@@ -10,7 +10,6 @@ from collections.abc import Callable
 import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from discovery.leasing import Leasing
 from discovery.ledger import totals
@@ -20,21 +19,12 @@ from discovery.settings import Settings
 from discovery.settlement import Settlement
 from discovery.store.store import Store
 from ec262 import __version__
-from ec262.errors import Malformed, ProblemError
+from ec262.errors import ProblemError
 from ec262.protocol import messages as m
-from ec262.protocol.problems import CONTENT_TYPE, problem_body
 from ec262.protocol.routes import Route, routes_of
+from ec262.responses import answer_errors, problem
 
 log = logging.getLogger("ec262.discovery")
-
-_STATUS_CODES = {
-    404: "not-found",
-    405: "method-not-allowed",
-    408: "request-timeout",
-    411: "length-required",
-    413: "body-too-large",
-    415: "unsupported-media-type",
-}
 
 
 class Api:
@@ -164,47 +154,11 @@ def _unknown_worker() -> ProblemError:
     return ProblemError(404, "unknown-worker", "this worker is not registered (or started anew since): register again")
 
 
-def problem(code: str, detail: str, *, needed: int | None = None, available: int | None = None) -> Response:
-    """A problem as a response."""
-    status, body = problem_body(code, detail, needed=needed, available=available)
-    response = Response(body, status=status, content_type=CONTENT_TYPE)
-    if status == 401:
-        response.headers["WWW-Authenticate"] = 'Basic realm="EC262 account", charset="UTF-8"'
-    if status == 503:
-        response.headers["Retry-After"] = "1"
-    return response
-
-
 def handle_errors(app: Flask) -> None:
     """Makes every error a problem document with a stable code."""
-
-    @app.errorhandler(ProblemError)
-    def refused(error: ProblemError) -> Response:
-        fields = {name: value for name, value in error.fields.items() if isinstance(value, int)}
-        return problem(error.code, error.detail, needed=fields.get("needed"), available=fields.get("available"))
-
-    @app.errorhandler(Malformed)
-    def malformed(error: Malformed) -> Response:
-        return problem("malformed-body", str(error))
-
-    @app.errorhandler(RequestEntityTooLarge)
-    def too_large(error: RequestEntityTooLarge) -> Response:
-        return problem("body-too-large", "the body is larger than this route takes")
-
-    @app.errorhandler(HTTPException)
-    def http(error: HTTPException) -> Response:
-        code = _STATUS_CODES.get(error.code or 500, "internal-error" if (error.code or 500) >= 500 else "bad-request")
-        answer = problem(code, error.description or "")
-        if error.code == 405:
-            answer.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
-        return answer
+    answer_errors(app, log, challenge='Basic realm="EC262 account", charset="UTF-8"')
 
     @app.errorhandler(redis.RedisError)
     def store_down(error: redis.RedisError) -> Response:
         log.error("the store does not answer: %s", error)
         return problem("unavailable", "the service's store does not answer: try again later")
-
-    @app.errorhandler(Exception)
-    def fault(error: Exception) -> Response:
-        log.exception("a fault of this service in %s %s", request.method, request.path)
-        return problem("internal-error", "a fault of this service, not of the request; it is logged")

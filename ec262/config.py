@@ -90,7 +90,7 @@ class WorkerSettings:
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float | int) and not value >= 0:  # NaN, too
-                raise SetupError(f"{each.name} cannot be negative")
+                raise SetupError(f"{each.name} has to be a number, zero or more")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **chosen: Any) -> WorkerSettings:

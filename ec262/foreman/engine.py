@@ -287,10 +287,15 @@ class Engine:
                     self._has_program.discard(worker.worker_id)
                     continue
                 self._has_program.add(worker.worker_id)
+                given = {task.lease_id for task in tasks[: answer.taken]}
                 for _, replica in pairs:
-                    replica.pushed = True
+                    replica.pushed = replica.lease_id in given
                 self._poll(worker.worker_id)
-                return
+                pairs = [pair for pair in pairs if not pair[1].pushed]
+                if not pairs:
+                    return
+                log.info("worker %s has no room for %d of %d tasks", worker.worker_id, len(pairs), len(tasks))
+                break
             except ProblemError as reason:
                 log.warning("worker %s refused %d tasks: %s", worker.worker_id, len(tasks), reason)
                 if reason.status != 503:

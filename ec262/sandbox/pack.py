@@ -25,7 +25,7 @@ from ec262.mapreduce.program import Program, name_of
 from ec262.protocol.framing import frame_parts
 from ec262.sandbox.policy import C_HOMES, STANDARD_MODULES
 from ec262.sandbox.rebuild import fill_cached
-from ec262.sandbox.source import NoSource, recipe_of
+from ec262.sandbox.source import NoSource, global_names, recipe_of
 from ec262.sandbox.unpack import FORMAT, Loader
 
 DEFAULT_ALLOWED: Final = STANDARD_MODULES | {"numpy"}
@@ -120,6 +120,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self._check(owner.__name__, obj.__name__)
         return super().reducer_override(obj)
 
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
+        build, arguments, (state, slots), *rest = super()._dynamic_function_reduce(func)
+        # cloudpickle overlooks the names that a class statement inside the function uses.
+        for name in global_names(func.__code__):
+            if name in func.__globals__:
+                slots["__globals__"].setdefault(name, func.__globals__[name])
+        slots["__globals__"].pop("__builtins__", None)  # the child has its own
+        return (build, arguments, (state, slots), *rest)
+
     def _check(self, module: str | None, name: str) -> None:
         home = C_HOMES.get(module or "builtins", module or "builtins")
         if not _is_allowed(home, self._allowed) and (home, name) != ("_thread", "get_ident"):
@@ -153,7 +162,7 @@ def is_users_module(name: str | None) -> bool:
         return True
     root = name.partition(".")[0]
     if root == "ec262":
-        return name.startswith("ec262.programs.")
+        return name.startswith(("ec262.programs.", "ec262.sandbox.selftest"))
     if root in sys.stdlib_module_names or root == "cloudpickle":
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -218,7 +227,7 @@ def _culprit(function: Any, where: str, allowed: frozenset[str], seen: set[int],
     variables: list[tuple[str, Any]] = [
         (f"global variable {name!r}", function.__globals__[name])
         for name in cloudpickle._extract_code_globals(code)
-        if name in function.__globals__
+        if name in function.__globals__ and name != "__builtins__"
     ]
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:

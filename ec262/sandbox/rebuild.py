@@ -7,6 +7,7 @@ import functools
 import importlib
 import io
 import linecache
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -64,6 +65,12 @@ class Recipe:
         return made
 
 
+def announce(name: object) -> None:
+    """Puts an empty module of this name where ``dataclasses`` looks for the one a class was defined in."""
+    if isinstance(name, str) and name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+
+
 def fill_cached(wrapper: Any, state: tuple[Callable[..., Any], types.FunctionType, Any]) -> None:
     """The second half of building a function behind ``functools.lru_cache``; named by pickles."""
     fill, function, contents = state
@@ -108,6 +115,7 @@ class _Build:
         found = self._spaces.get(name)
         if found is None:
             found = self._spaces[name] = {"__name__": name, "__builtins__": self._builtins}
+            announce(name)
         return found
 
     def finish(self) -> None:

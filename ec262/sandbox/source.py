@@ -72,7 +72,7 @@ class _Writer:
             space, names, used = self._wanted.pop()
             into = self.spaces.setdefault(space, {})
             for name in used:
-                if name in names and name not in into:
+                if name in names and name not in into and name != "__builtins__":
                     into[name] = self.refer(names[name])
 
     def _describe(self, thing: Any) -> Node:
@@ -140,7 +140,7 @@ class _Writer:
         cells = {}
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             cells[name] = self._cell(cell)
-        self._want(function, list(_global_names(code)))
+        self._want(function, list(global_names(code)))
         return {
             "k": "function",
             "name": code.co_name,
@@ -172,11 +172,8 @@ class _Writer:
     def _class(self, kind: type) -> Node:
         module = kind.__module__
         names: dict[str, Any] = {}
-        for value in vars(kind).values():
-            inner = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(inner, types.FunctionType) and inner.__module__ == module:
-                names = inner.__globals__
-                break
+        for method in _own_methods(kind):
+            names = method.__globals__
         names = names or vars(sys.modules.get(module, types.ModuleType(module)))
         filename = _file_of(kind, names)
         tree, lines = _file(filename)
@@ -249,11 +246,8 @@ def _future_flags(tree: ast.Module) -> int:
 
 
 def _file_of(kind: type, names: dict[str, Any]) -> str:
-    for value in vars(kind).values():
-        inner = getattr(value, "__func__", getattr(value, "fget", value))
-        # "<string>" is what a dataclass makes its methods from
-        if isinstance(inner, types.FunctionType) and inner.__code__.co_filename != "<string>":
-            return inner.__code__.co_filename
+    for method in _own_methods(kind):
+        return method.__code__.co_filename
     filename = names.get("__file__")
     if not isinstance(filename, str):
         raise NoSource(f"the source of class {kind.__qualname__} is not to be had")
@@ -317,13 +311,14 @@ def _lines_of(lines: list[str], node: ast.stmt, *, decorators: bool = False) -> 
     return "".join(lines[first - 1 : node.end_lineno]).rstrip("\n") + "\n"
 
 
-def _global_names(code: types.CodeType) -> Iterator[str]:
+def global_names(code: types.CodeType) -> Iterator[str]:
+    """Names that code, and code inside it, looks up as globals."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
+            yield from global_names(constant)
 
 
 def _names_in(node: ast.AST) -> Iterator[str]:
@@ -346,12 +341,19 @@ def _statement_names(node: ast.ClassDef) -> list[str]:
     return sorted(set(names))
 
 
-def _closure_names(kind: type) -> dict[str, Any]:
-    local: dict[str, Any] = {}
+def _own_methods(kind: type) -> Iterator[types.FunctionType]:
+    """The functions that the class statement itself defines; a dataclass or an enum gets others from elsewhere."""
     for value in vars(kind).values():
         inner = getattr(value, "__func__", getattr(value, "fget", value))
-        if isinstance(inner, types.FunctionType):
-            for name, cell in zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True):
-                if name != "__class__":
-                    local[name] = cell.cell_contents
+        own = isinstance(inner, types.FunctionType) and inner.__globals__.get("__name__") == kind.__module__
+        if own and inner.__code__.co_filename != "<string>":
+            yield inner
+
+
+def _closure_names(kind: type) -> dict[str, Any]:
+    local: dict[str, Any] = {}
+    for method in _own_methods(kind):
+        for name, cell in zip(method.__code__.co_freevars, method.__closure__ or (), strict=True):
+            if name != "__class__":
+                local[name] = cell.cell_contents
     return local

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ec262.errors import Malformed, ProgramError
 from ec262.mapreduce.program import Program
 from ec262.protocol.framing import unframe_parts
-from ec262.sandbox.rebuild import PlainNames, Recipe, fill_cached, remember_lines
+from ec262.sandbox.rebuild import PlainNames, Recipe, announce, fill_cached, remember_lines
 
 FORMAT = 1
 
@@ -64,6 +64,9 @@ class Loader:
                 functions = form.build(language or PlainNames(), names, unpickler)
             else:
                 functions = unpickler(io.BytesIO(form)).load()
+                for function in functions.values():
+                    if type(function) is types.FunctionType:
+                        announce(function.__module__)
             return Program(**functions)
 
         return load

@@ -72,7 +72,8 @@ class Registration:
     """Keeps the worker in the pool until it leaves.
 
     Attributes:
-        standing: None until discovery has answered once.
+        standing: None until discovery has answered once; then the last it gave, which holds also while the worker
+            registers again.
         earned: credits of this worker in all, as discovery last said.
         earned_at_start: the same when it first said so; negative before.
     """
@@ -101,6 +102,7 @@ class Registration:
         self._keeper: gevent.Greenlet | None = None
         self._down_since_s = 0.0
         self._asked_s = float("-inf")
+        self._registered = False
         self.standing: Standing | None = None
         self.earned = 0
         self.earned_at_start = -1
@@ -163,7 +165,7 @@ class Registration:
     def _keep(self) -> None:
         pause_s = self._settings.retry_s
         while True:
-            standing = self.standing
+            standing = self.standing if self._registered else None
             if standing is not None and self.earned_at_start >= 0:
                 self._wake.wait(standing.heartbeat_s if not self._down_since_s else pause_s)
                 self._wake.clear()
@@ -178,11 +180,11 @@ class Registration:
             except Unauthorized as reason:
                 self._unreachable(reason)
                 self._renounce_account()
-                self.standing = None
+                self._registered = False
             except ProblemError as reason:
                 if reason.code == "unknown-worker":
                     log.log(EVENT, "discovery has forgotten this worker: registering again")
-                    self.standing = None
+                    self._registered = False
                     continue
                 self._unreachable(reason)
             except EC262Error as reason:
@@ -190,7 +192,7 @@ class Registration:
             except Exception:
                 log.exception("a fault of the worker in a heartbeat")
                 self._unreachable(EC262Error("a fault"))
-            if self.standing is None:
+            if not self._registered:
                 gevent.sleep(pause_s)
             pause_s = min(pause_s * 2, self._settings.retry_max_s)
 
@@ -255,6 +257,7 @@ class Registration:
             capacity=answer.capacity,
             heartbeat_s=answer.heartbeat_s,
         )
+        self._registered = True
         if before is not None and (before.worker_key, before.epoch) != (answer.worker_key, answer.epoch):
             self._unsettled.clear()
             self._on_new_epoch()

@@ -29,6 +29,10 @@ log = logging.getLogger("ec262.worker")
 
 WALL_A_CPU_SECOND = 3.0
 WALL_EXTRA_S = 10.0
+UNIT_CPU_S = 7200
+"""CPU seconds of a unit; it ends before its tasks could use them up, or one would be blamed for all."""
+_CPU_SLACK_S = 60.0
+_LIMITS = Limits(unit_cpu_s=UNIT_CPU_S)
 _PAUSE_S = 1.0
 _PAUSE_MAX_S = 30.0
 
@@ -131,14 +135,15 @@ class _Unit:
         self._job = job
         self._begun: dict[str, HeldTask] = {}
         self._until_s = time.monotonic() + runner._settings.unit_s
-        self._cpu_s = 0.0
+        self._cpu_s = 0.0  # used by what is finished
+        self._allowed_s = 0.0  # that those begun may use
 
     def run(self) -> None:
         """Until the job has nothing queued, or others wait and the unit's time is up."""
         runner, job = self._runner, self._job
         try:
             done = runner._sandbox.run_unit(
-                job.program or b"", self._next_task, self._on_outcome, Limits(), self._is_orphaned
+                job.program or b"", self._next_task, self._on_outcome, _LIMITS, self._is_orphaned
             )
         finally:
             for task in reversed(self._begun.values()):
@@ -157,6 +162,9 @@ class _Unit:
         if len(holdings.ready) > 1 and time.monotonic() > self._until_s:
             return None
         while holdings.has_room:
+            left_s = UNIT_CPU_S - _CPU_SLACK_S - self._cpu_s - self._allowed_s
+            if job.queue and job.queue[0].ticket.cpu_limit_s > left_s:
+                return None
             task = holdings.start(job)
             if task is None:
                 return None
@@ -171,6 +179,7 @@ class _Unit:
                 runner._finish(task, refuse(ticket, str(reason)))
                 continue
             self._begun[ticket.lease_id] = task
+            self._allowed_s += ticket.cpu_limit_s
             wall_s = wall_limit_s(ticket, now_s)
             return UnitTask(ticket.lease_id, parts, ticket.cpu_limit_s, wall_s, ticket.max_result_bytes)
         return None
@@ -179,6 +188,7 @@ class _Unit:
         task = self._begun.pop(str(unit_task.id))
         cpu_s = outcome.cpu_s
         self._cpu_s += cpu_s
+        self._allowed_s -= task.ticket.cpu_limit_s
         if outcome.kind == "ok":
             sealed = seal_result(task.ticket, outcome.parts, cpu_s=cpu_s)
         elif outcome.error is None:

@@ -12,17 +12,16 @@ from collections.abc import Callable
 
 from flask import Flask, Response, request
 from gevent.event import Event
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from ec262 import __version__
 from ec262.config import WorkerSettings
 from ec262.errors import Malformed, ProblemError, SealBroken, TicketRefused
 from ec262.protocol import messages as m
 from ec262.protocol.polling import check_poll_authorization
-from ec262.protocol.problems import CONTENT_TYPE, problem_body
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
 from ec262.protocol.routes import Route, routes_of
 from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
+from ec262.responses import answer_errors, problem
 from ec262.worker.events import EVENT
 from ec262.worker.holdings import Finished, HeldJob, Holdings, WorkerFull
 from ec262.worker.lease import Registration, Standing
@@ -32,14 +31,6 @@ from ec262.worker.unsettled import UnsettledReceipts
 log = logging.getLogger("ec262.worker")
 
 _OPENED_BUNDLES = 8
-_STATUS_CODES = {
-    404: "not-found",
-    405: "method-not-allowed",
-    408: "request-timeout",
-    411: "length-required",
-    413: "body-too-large",
-    415: "unsupported-media-type",
-}
 
 
 class _TicketsOnly(m.Message, frozen=True, kw_only=True):
@@ -133,6 +124,8 @@ class Api:
             if self._polls.get(job) is poll:
                 del self._polls[job]
                 job.changed = None
+        if holdings.jobs.get(_key(job)) is not job:
+            raise _unknown_job()
         return self._results(job, [] if poll.superseded else holdings.deliver(job), int(after))
 
     def cancel_job(self, job_id: str) -> m.Message:
@@ -175,7 +168,6 @@ class Api:
 
     def _results(self, job: HeldJob, delivered: list[Finished], after: int) -> m.Results:
         standing = self._standing()
-        # Receipts under the key and epoch that the leases are of; after a new epoch there are none to show.
         receipts = [finished.receipt for finished in delivered]
         return m.Results(
             results=[finished.result for finished in delivered],
@@ -214,7 +206,7 @@ class Api:
         """
         jobs = list(self._holdings.jobs_named(job_id))
         if not jobs:
-            raise ProblemError(404, "unknown-job", "this worker holds nothing of that job")
+            raise _unknown_job()
         query = request.query_string.decode("latin-1")
         target = f"{request.path}?{query}" if query else request.path
         given = request.headers.get("Authorization", "")
@@ -238,7 +230,7 @@ class Api:
         app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in routes_of("worker"))
         for route in routes_of("worker"):
             app.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
-        _handle_errors(app)
+        _answer_errors(app)
         return app
 
     def _bind(self, route: Route) -> Callable[..., Response]:
@@ -254,6 +246,10 @@ class Api:
             return Response(m.encode(made), content_type="application/json")
 
         return answer
+
+
+def _unknown_job() -> ProblemError:
+    return ProblemError(404, "unknown-job", "this worker holds nothing of that job")
 
 
 def _key(job: HeldJob) -> tuple[str, bytes]:
@@ -274,27 +270,9 @@ def _number(name: str, default: float, most: float) -> float:
     return number
 
 
-def problem(code: str, detail: str) -> Response:
-    """A problem as a response."""
-    status, body = problem_body(code, detail)
-    response = Response(body, status=status, content_type=CONTENT_TYPE)
-    if status == 401:
-        response.headers["WWW-Authenticate"] = "EC262-Poll"
-    if status == 503:
-        response.headers["Retry-After"] = "1"
-    return response
-
-
-def _handle_errors(app: Flask) -> None:
+def _answer_errors(app: Flask) -> None:
     """Makes every error a problem document with a stable code."""
-
-    @app.errorhandler(ProblemError)
-    def refused(error: ProblemError) -> Response:
-        return problem(error.code, error.detail)
-
-    @app.errorhandler(Malformed)
-    def malformed(error: Malformed) -> Response:
-        return problem("malformed-body", str(error))
+    answer_errors(app, log, challenge="EC262-Poll")
 
     @app.errorhandler(TicketRefused)
     def ticket_refused(error: TicketRefused) -> Response:
@@ -307,22 +285,3 @@ def _handle_errors(app: Flask) -> None:
     @app.errorhandler(WorkerFull)
     def full(error: WorkerFull) -> Response:
         return problem("unavailable", str(error))
-
-    @app.errorhandler(RequestEntityTooLarge)
-    def too_large(error: RequestEntityTooLarge) -> Response:
-        return problem("body-too-large", "the body is larger than this route takes")
-
-    @app.errorhandler(HTTPException)
-    def http(error: HTTPException) -> Response:
-        status = error.code or 500
-        answer = problem(
-            _STATUS_CODES.get(status, "internal-error" if status >= 500 else "bad-request"), error.description or ""
-        )
-        if status == 405:
-            answer.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
-        return answer
-
-    @app.errorhandler(Exception)
-    def fault(error: Exception) -> Response:
-        log.exception("a fault of the worker in %s %s", request.method, request.path.encode("unicode_escape").decode())
-        return problem("internal-error", "a fault of this worker, not of the request; it is logged")

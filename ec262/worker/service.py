@@ -36,6 +36,7 @@ log = logging.getLogger("ec262.worker")
 
 SWEEP_EVERY_S = 5.0
 _GOODBYE_S = 3.0
+_HASTY_GOODBYE_S = 1.0
 _LAST_ANSWER_S = 1.0
 
 
@@ -137,7 +138,7 @@ class Worker:
     def serve_until_asked(self) -> None:
         """Works until `ask_to_leave`; then leaves the pool, finishes what is held and waits until it is fetched."""
         self._over.wait()
-        with gevent.Timeout(_GOODBYE_S, False):
+        with gevent.Timeout(_HASTY_GOODBYE_S if self._hurry.is_set() else _GOODBYE_S, False):
             self.registration.leave()
         self._drain()
 
@@ -287,7 +288,7 @@ def _confined_by(worker: Worker) -> str:
 def _say_goodbye(worker: Worker) -> None:
     registration = worker.registration
     state = None
-    with gevent.Timeout(_GOODBYE_S, False):
+    with gevent.Timeout(_HASTY_GOODBYE_S, False):
         state = registration.account_state()
     has = f"; account {state.account_id} has earned {state.earned} and has {state.balance}" if state else ""
     log.info("left the pool after %d tasks%s", worker.holdings.taken, has)

@@ -36,11 +36,11 @@ def test_each_service_has_one_spelling(spelt: str, normal: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelt", ["", "ftp://x", "http://", "http://x:port", "http://x:99999", "http://a b", "http://x/?q", "http://u:p@x", "x\n"]
+    "spelt", ["", "ftp://x", "http://", "http://x:port", "http://x:99999", "http://a b", "http://x/?q", "http://u:p@x"]
 )
 def test_what_is_no_service_is_a_clear_error(spelt: str) -> None:
     with pytest.raises(SetupError):
-        normalise_url(spelt + " ." if spelt == "x\n" else spelt)
+        normalise_url(spelt)
 
 
 def test_secrets_leave_this_machine_only_under_tls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,8 @@ def test_somebody_elses_readable_file_is_refused(store: CredentialStore) -> None
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": 2, "discoveries": {}}', b'{"version": 1, "discoveries": []}',
-                b'{"version": 1, "discoveries": {"x": 1}}', b'{"version": 1, "discoveries": {"x": {"workers": 1}}}', b"\xff"]
+                b'{"version": 1, "discoveries": {"x": 1}}', b'{"version": 1, "discoveries": {"x": {"workers": 1}}}',
+                b"\xff"]
 )  # fmt: skip
 def test_a_damaged_file_is_a_clear_error_and_left_alone(store: CredentialStore, content: bytes) -> None:
     store.home.mkdir(mode=0o700)

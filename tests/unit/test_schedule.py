@@ -1,0 +1,338 @@
+"""Schedule: events in, answers out. Whatever happens, every task is done once and no count of work at hand drifts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ec262.foreman.schedule import LARGEST_REQUEST, LEAST_PER_SLOT, LOOK_AHEAD_S, Peer, Replica, Schedule, Task
+
+QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(number, [b"input"], bytes(32)) for number in range(count)]
+
+
+class Network:
+    """A schedule with workers that do what the test says; `lease` plays discovery."""
+
+    def __init__(self, count: int, *, workers: Sequence[int] = (1, 1, 1), redundancy: int = 1, quorum: int = 1) -> None:
+        self.schedule = Schedule(redundancy=redundancy, quorum=quorum)
+        self.schedule.slots_alive = sum(workers)
+        self.all = tasks(count)
+        self.schedule.add(self.all)
+        self.slots = {f"w{number}": slots for number, slots in enumerate(workers)}
+        self.redundancy = redundancy
+        self.leases = 0
+        self.now = 100.0
+
+    def lease(self, most: int = 10**9) -> list[Replica]:
+        taken = self.schedule.take_to_lease()
+        self.schedule.put_back(taken[most:])
+        made = []
+        for task in taken[:most]:
+            self.leases += 1
+            made += self.more(task, f"t{self.leases}", self.redundancy)
+        return made
+
+    def more(self, task: Task, task_id: str, count: int) -> list[Replica]:
+        known = {replica.worker_id for replica in task.replicas.values()}
+        free = sorted(
+            (worker for worker in self.slots if worker not in known),
+            key=lambda worker: self.schedule.peers[worker].out if worker in self.schedule.peers else 0,
+        )
+        for worker in free[:count]:
+            self.schedule.peers.setdefault(worker, Peer(worker, self.slots[worker]))
+        have = len(task.replicas)
+        leases = [(f"{task_id}.{have + number}", worker) for number, worker in enumerate(free[:count])]
+        return self.schedule.leased(task, task_id, b"k" * 32, leases)
+
+    def finish(self, replica: Replica, after_s: float = 0.01) -> Task | None:
+        self.now += after_s
+        return self.schedule.reported(replica.lease_id, ["token"], self.now)
+
+    def check(self) -> None:
+        """What each worker has at hand is what the tasks say it has."""
+        schedule = self.schedule
+        at_hand = Counter(replica.worker_id for task in self.all for replica in task.replicas.values() if replica.out)
+        assert {peer.worker_id: peer.out for peer in schedule.peers.values() if peer.out} == dict(at_hand)
+        assert schedule.out == sum(at_hand.values())
+        states = Counter(task.state for task in self.all)
+        assert schedule.waiting == states["waiting"]
+        assert schedule.done == states["done"]
+        assert schedule.total == len(self.all)
+        for worker in schedule.peers:
+            leases = schedule.leases_out(worker, pushed=False)
+            assert len(leases) == at_hand[worker]
+
+
+def test_a_phase_from_beginning_to_end() -> None:
+    network = Network(20)
+    schedule = network.schedule
+    out: list[Replica] = []
+    while not schedule.finished:
+        out += network.lease()
+        assert network.finish(out.pop(0)) is not None
+        for task in schedule.take_due(100):
+            schedule.done_with(task, [b"result"])
+            schedule.forget(task)
+        network.check()
+    assert [task.result for task in network.all] == [[b"result"]] * 20
+    assert schedule.out == schedule.waiting == schedule.retried == 0
+
+
+def test_a_phase_of_nothing_is_finished() -> None:
+    assert Network(0).schedule.finished
+
+
+# --- how much is leased ---------------------------------------------------------------------------
+
+
+def test_strangers_get_a_little_and_the_fast_get_more() -> None:
+    network = Network(20_000, workers=(2, 2))
+    replicas = network.lease()
+    assert len(replicas) == LEAST_PER_SLOT * 4
+    assert network.schedule.take_to_lease() == []  # all have enough at hand
+    for _ in range(40):
+        for replica in replicas:
+            network.finish(replica, 0.005)
+        replicas = network.lease()
+    # 200 tasks a second in all: about half a second's worth is at hand.
+    assert network.schedule.out == pytest.approx(200 * LOOK_AHEAD_S, rel=0.3)
+
+
+def test_slow_tasks_are_not_hoarded() -> None:
+    network = Network(1000, workers=(1,))
+    replicas = network.lease()
+    for _ in range(20):
+        network.finish(replicas.pop(0), 2.0)
+        replicas += network.lease()
+        assert network.schedule.out <= LEAST_PER_SLOT
+
+
+def test_windows_are_never_smaller_than_two_tasks_a_slot() -> None:
+    assert Peer("w", 4).window() == 4 * LEAST_PER_SLOT
+    assert Peer("w", 4, rate=0.1).window() == 4 * LEAST_PER_SLOT
+    assert Peer("w", 4, rate=1000.0).window() == 1000 * LOOK_AHEAD_S
+
+
+def test_requests_have_a_largest_size() -> None:
+    network = Network(10_000, workers=(1024,))
+    assert len(network.schedule.take_to_lease()) == LARGEST_REQUEST
+
+
+def test_tasks_without_a_worker_wait_first_in_line() -> None:
+    network = Network(10, workers=(4,))
+    schedule = network.schedule
+    first = schedule.take_to_lease()
+    schedule.put_back(first[3:])
+    assert [task.number for task in schedule.take_to_lease()][:5] == [3, 4, 5, 6, 7]
+
+
+@QUICK
+@given(st.integers(1, 400), st.lists(st.integers(1, 8), max_size=6), st.integers(1, 16), st.floats(0, 5000))
+def test_something_is_asked_for_whenever_nothing_is_out(
+    count: int, workers: list[int], redundancy: int, rate: float
+) -> None:
+    """Otherwise a job could sleep for ever."""
+    schedule = Schedule(redundancy=redundancy, quorum=1)
+    schedule.add(tasks(count))
+    for number, slots in enumerate(workers):
+        schedule.peers[f"w{number}"] = Peer(f"w{number}", slots, rate=rate)
+    assert schedule.take_to_lease()
+
+
+# --- what workers say -----------------------------------------------------------------------------
+
+
+def test_a_quorum_makes_a_task_due() -> None:
+    network = Network(1, redundancy=3, quorum=2)
+    one, two, three = network.lease()
+    network.finish(one)
+    assert network.schedule.take_due(10) == []
+    network.finish(two)
+    assert network.schedule.take_due(10) == network.all
+    assert network.schedule.take_due(10) == []
+    network.finish(three)
+    assert network.schedule.take_due(10) == network.all
+
+
+def test_without_a_quorum_a_task_is_due_when_nothing_is_out() -> None:
+    network = Network(1, redundancy=2, quorum=2)
+    one, two = network.lease()
+    network.finish(one)
+    assert network.schedule.take_due(10) == []
+    assert network.schedule.lost(two.worker_id) == [two.lease_id]
+    assert network.schedule.take_due(10) == network.all
+    network.check()
+
+
+def test_results_that_come_twice_or_from_nowhere_are_nothing() -> None:
+    network = Network(1)
+    (replica,) = network.lease()
+    assert network.finish(replica) is network.all[0]
+    assert network.finish(replica) is None
+    assert network.schedule.reported("of another job.0", ["token"], 1.0) is None
+    assert network.schedule.peers[replica.worker_id].finished == 1
+    network.check()
+
+
+def test_lost_work_is_counted_once_and_may_still_come() -> None:
+    network = Network(4, workers=(2, 2))
+    replicas = network.lease()
+    mine = [replica for replica in replicas if replica.worker_id == "w0"]
+    assert sorted(network.schedule.lost("w0")) == sorted(replica.lease_id for replica in mine)
+    assert network.schedule.lost("w0") == []
+    assert network.schedule.retried == len(mine)
+    network.check()
+    assert network.finish(mine[0]) is not None  # late, and good all the same
+    assert mine[0].tokens == ["token"]
+    network.check()
+
+
+def test_only_ones_own_leases_can_be_lost() -> None:
+    network = Network(2, workers=(1, 1))
+    one, two = network.lease()
+    assert one.worker_id != two.worker_id
+    assert network.schedule.lost(one.worker_id, [two.lease_id, "unknown.0"]) == []
+    assert network.schedule.lost(one.worker_id, [one.lease_id]) == [one.lease_id]
+    network.check()
+
+
+def test_leases_out_are_those_pushed() -> None:
+    network = Network(2, workers=(1,))
+    one, two = network.lease()
+    one.pushed = True
+    assert network.schedule.leases_out("w0") == [one.lease_id]
+    assert set(network.schedule.leases_out("w0", pushed=False)) == {one.lease_id, two.lease_id}
+
+
+# --- settling -------------------------------------------------------------------------------------
+
+
+def test_a_task_that_starts_over_forgets_its_past() -> None:
+    network = Network(1, redundancy=2, quorum=2)
+    one, two = network.lease()
+    task = network.all[0]
+    network.finish(one)
+    network.schedule.start_over(task)
+    network.check()
+    assert (task.state, task.attempts, task.replicas, network.schedule.retried) == ("waiting", 1, {}, 1)
+    assert network.schedule.reported(two.lease_id, ["late"], 1.0) is None
+    assert network.schedule.task("t1") is None
+    fresh = network.lease()
+    assert {replica.lease_id for replica in fresh}.isdisjoint({one.lease_id, two.lease_id})
+    assert network.schedule.task("t2") is task
+    assert network.schedule.take_due(10) == []
+    network.check()
+
+
+def test_a_task_that_is_done_waits_for_its_late_replicas_until_it_is_forgotten() -> None:
+    network = Network(1, redundancy=3, quorum=2)
+    one, two, three = network.lease()
+    task = network.all[0]
+    network.finish(one)
+    network.finish(two)
+    network.schedule.done_with(task, [b"result"])
+    assert network.schedule.finished
+    assert network.schedule.late() == [task]
+    assert network.schedule.out == 1
+    assert network.finish(three) is task
+    assert network.schedule.late() == []
+    assert network.schedule.take_due(10) == [task] or task.state == "done"
+    network.schedule.forget(task)
+    assert network.schedule.task("t1") is None
+    assert network.schedule.out == 0
+
+
+def test_done_tasks_are_never_due() -> None:
+    network = Network(1, redundancy=2, quorum=1)
+    one, two = network.lease()
+    network.finish(one)
+    network.schedule.done_with(network.all[0], [b"result"])
+    network.finish(two)
+    network.schedule.ask_again(network.all[0])
+    assert network.schedule.take_due(10) == []
+
+
+def test_further_replicas_keep_what_came() -> None:
+    network = Network(1, redundancy=1, quorum=2)
+    (one,) = network.lease()
+    network.finish(one)
+    assert network.schedule.take_due(10) == network.all
+    (two,) = network.more(network.all[0], "t1", 1)
+    assert two.worker_id != one.worker_id
+    assert network.all[0].replicas == {"t1.0": one, "t1.1": two}
+    network.finish(two)
+    assert network.schedule.take_due(10) == network.all
+    network.check()
+
+
+def test_due_tasks_come_in_batches() -> None:
+    network = Network(50, workers=(25,))
+    for replica in network.lease():
+        network.finish(replica)
+    batches = []
+    while batch := network.schedule.take_due(20):
+        batches.append(len(batch))
+    assert batches == [20, 20, 10]
+
+
+@settings(QUICK, max_examples=200)
+@given(st.data(), st.integers(0, 30), st.integers(1, 3), st.integers(1, 3))
+def test_any_sequence_of_events_ends_with_every_task_done_once(
+    data: st.DataObject, count: int, redundancy: int, quorum: int
+) -> None:
+    network = Network(count, workers=(1, 2, 1, 3), redundancy=redundancy, quorum=min(quorum, redundancy))
+    schedule = network.schedule
+    ever: list[Replica] = []
+    steps = st.sampled_from(["lease", "lease few", "report", "report", "repeat", "lose some", "lose all", "settle"])
+    for step in data.draw(st.lists(steps, max_size=40)):
+        if step.startswith("lease"):
+            ever += network.lease(2 if step == "lease few" else 10**9)
+        elif step in ("report", "repeat") and ever:
+            network.finish(ever[data.draw(st.integers(0, len(ever) - 1))], data.draw(st.sampled_from([0.0, 0.01, 1.0])))
+        elif step == "lose some" and ever:
+            victim = ever[data.draw(st.integers(0, len(ever) - 1))]
+            schedule.lost(victim.worker_id, [victim.lease_id])
+        elif step == "lose all":
+            schedule.lost(data.draw(st.sampled_from(list(network.slots))))
+        elif step == "settle":
+            for task in schedule.take_due(data.draw(st.integers(1, 5))):
+                assert task.state == "out"
+                came = [replica for replica in task.replicas.values() if replica.tokens is not None]
+                verdict = data.draw(st.sampled_from(["accept", "over", "pending", "more"]))
+                if verdict == "accept" and came:
+                    schedule.done_with(task, [b"result"])
+                    if not any(replica.out for replica in task.replicas.values()):
+                        schedule.forget(task)
+                elif verdict == "more":
+                    ever += network.more(task, task.task_id, 1)
+                elif verdict == "pending":
+                    schedule.ask_again(task)
+                else:
+                    schedule.start_over(task)
+        network.check()
+    for _ in range(10 * count + 10):  # from here on all goes well
+        if schedule.finished:
+            break
+        network.lease()
+        for task in network.all:
+            for replica in list(task.replicas.values()):
+                network.finish(replica)
+            if task.state == "out":
+                schedule.ask_again(task)
+        for task in schedule.take_due(1000):
+            if any(replica.tokens is not None for replica in task.replicas.values()):
+                schedule.done_with(task, [b"result"])
+            else:
+                schedule.start_over(task)
+        network.check()
+    assert schedule.finished
+    assert all(task.result == [b"result"] for task in network.all)
+    assert schedule.done == count
