@@ -14,6 +14,9 @@ from ipaddress import ip_address
 from discovery.records import WorkerRecord
 from discovery.settings import Distinct
 
+TRIES = 500
+"""Combinations looked at for one task before it counts as one that cannot be served."""
+
 
 def assign(
     workers: Sequence[WorkerRecord],
@@ -39,25 +42,13 @@ def assign(
     """
     heap = [(worker.used / worker.slots, chance.random(), worker.free, worker) for worker in workers if worker.free]
     heapq.heapify(heap)
-    taken = {mark for worker in exclude for mark in _marks(worker, distinct)}
+    taken = frozenset(mark for worker in exclude for mark in _marks(worker, distinct))
     served: list[list[WorkerRecord]] = []
     for _ in range(tasks):
-        chosen: list[tuple[float, float, int, WorkerRecord]] = []
-        passed: list[tuple[float, float, int, WorkerRecord]] = []
-        seen = set(taken) if replicas > 1 or taken else taken
-        while heap and len(chosen) < replicas:
-            entry = heapq.heappop(heap)
-            if replicas == 1 and not taken:
-                chosen.append(entry)
-                break
-            marks = _marks(entry[3], distinct)
-            if seen.isdisjoint(marks):
-                seen.update(marks)
-                chosen.append(entry)
-            else:
-                passed.append(entry)
-        for entry in passed:
-            heapq.heappush(heap, entry)
+        if replicas == 1 and not taken:
+            chosen = [heapq.heappop(heap)] if heap else []
+        else:
+            chosen = _choose(heap, replicas, taken, distinct)
         if len(chosen) < replicas:
             break
         served.append([entry[3] for entry in chosen])
@@ -65,6 +56,46 @@ def assign(
             if free > 1:
                 heapq.heappush(heap, (load + 1 / worker.slots, tie, free - 1, worker))
     return served
+
+
+_Entry = tuple[float, float, int, WorkerRecord]
+
+
+def _choose(heap: list[_Entry], replicas: int, taken: frozenset[str], distinct: Distinct) -> list[_Entry]:
+    """Takes `replicas` entries that differ as they should out of the heap, the least loaded where there is a choice.
+
+    The first that fit are nearly always right. Where they leave too few for the rest (a worker may share its account
+    with one and its neighbourhood with another), others are tried, up to `TRIES` in all. Returns [] and takes nothing
+    where it finds none.
+    """
+    # Where workers have to differ in nothing else, those few are enough of which `taken` can rule out the rest.
+    entries = sorted(heap) if distinct != "none" else heapq.nsmallest(replicas + len(taken), heap)
+    marks = [_marks(entry[3], distinct) for entry in entries]
+    tries = 0
+
+    def search(start: int, seen: frozenset[str], wanted: int) -> list[int] | None:
+        nonlocal tries
+        if wanted == 0:
+            return []
+        for at in range(start, len(entries) - wanted + 1):
+            if not seen.isdisjoint(marks[at]):
+                continue
+            tries += 1
+            rest = search(at + 1, seen.union(marks[at]), wanted - 1)
+            if rest is not None:
+                return [at, *rest]
+            if tries > TRIES:
+                return None
+        return None
+
+    found = search(0, taken, replicas)
+    if found is None:
+        return []
+    chosen = [entries[at] for at in found]
+    gone = {entry[3].worker_id for entry in chosen}
+    heap[:] = [entry for entry in heap if entry[3].worker_id not in gone]
+    heapq.heapify(heap)
+    return chosen
 
 
 def _marks(worker: WorkerRecord, distinct: Distinct) -> list[str]:

@@ -52,8 +52,9 @@ class Settlement:
             ProblemError: ``conflict`` after many attempts.
         """
         shown, refused = self._open(asked.receipts)
+        decide = list(dict.fromkeys(asked.decide))
         lost = [split_lease(lease_id) for lease_id in asked.lost]
-        task_ids = dict.fromkeys(asked.decide)
+        task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
         for _ in range(ATTEMPTS):
@@ -74,7 +75,7 @@ class Settlement:
             for task_id, number in lost:
                 if task_id in records and number < len(records[task_id].replicas):
                     records[task_id].replicas[number].lost = True
-            added = self._decide(records, asked.decide, now_ms, changes)
+            added = self._decide(records, decide, now_ms, changes)
             for task_id, record in records.items():
                 version, fingerprint = before[task_id]
                 if _fingerprint(record) != fingerprint:
@@ -84,7 +85,7 @@ class Settlement:
                     self._store.commit(changes, now_ms, needs=_needs(account_id, changes))
             except Conflict:
                 continue
-            return self._answer(account_id, asked, records, added, sorted(bad))
+            return self._answer(account_id, asked.job_id, decide, records, added, sorted(bad))
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[str]) -> None:
@@ -207,7 +208,8 @@ class Settlement:
     def _answer(
         self,
         account_id: str,
-        asked: m.Settle,
+        job_id: str,
+        decide: Sequence[str],
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
         refused: list[int],
@@ -215,7 +217,7 @@ class Settlement:
         verdicts = []
         leases = []
         workers: dict[str, WorkerRecord] = {}
-        for task_id in asked.decide:
+        for task_id in decide:
             record = records.get(task_id)
             task_key = None if record is None else self._leasing.task_key(record)
             if record is None or task_key is None:
@@ -239,7 +241,7 @@ class Settlement:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="pending"))
         return m.Settled(
             tasks=verdicts,
-            workers=self._leasing.assigned_workers(account_id, asked.job_id, leases, workers),
+            workers=self._leasing.assigned_workers(account_id, job_id, leases, workers),
             refused_receipts=refused,
             balance=self._store.account(account_id).balance,
         )

@@ -22,6 +22,7 @@ from ec262.foreman.schedule import Task
 from ec262.mapreduce.program import Program, map_header, reduce_header
 from ec262.mapreduce.split import split_items
 from ec262.protocol.canonical import decode_pairs, sort_pairs
+from ec262.protocol.framing import MAX_PARTS
 from ec262.sandbox.pack import pack_program
 
 CLOSE_S = 5.0
@@ -254,6 +255,8 @@ class Job:
                     raise JobFailed(f"map task {task.number} came back in {len(task.result)} parts, not {reducers}")
                 if task.result[index] != EMPTY_PART:
                     parts.append(task.result[index])
+            if len(parts) > MAX_PARTS:
+                raise JobFailed(f"reduce takes the results of at most {MAX_PARTS - 1} map tasks: raise items_per_task")
             if len(parts) > 1:
                 tasks.append(Task(index, parts, input_digest(parts)))
         for task in mapped:

@@ -103,14 +103,16 @@ def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[b
     for part in parts:
         for key, value in decode_pairs(part):
             emitted = mapper(key, value)
-            try:
-                pairs = iter(emitted)
-            except TypeError:
+            # Text would be taken apart into characters, a dictionary into its keys: two of either look like a pair.
+            if isinstance(emitted, (str, bytes, dict)) or not hasattr(emitted, "__iter__"):
                 raise ProgramError(
                     f"{where}: returned a {type(emitted).__name__} for key {key!r:.80}; "
                     "it has to yield or return (key, value) pairs"
-                ) from None
+                )
+            pairs = iter(emitted)
             for pair in pairs:
+                if isinstance(pair, (str, bytes, dict)):
+                    raise ProgramError(f"{where}: gave {pair!r:.80}, which is not a (key, value) pair")
                 try:
                     out_key, out_value = pair
                 except (TypeError, ValueError):

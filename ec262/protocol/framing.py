@@ -17,7 +17,7 @@ from ec262.errors import Malformed
 
 _MAGIC = b"EP1"
 _COUNT = struct.Struct(">I")
-MAX_PARTS = 65_536
+MAX_PARTS = 262_144
 
 
 def frame_parts(parts: Sequence[bytes]) -> bytes:

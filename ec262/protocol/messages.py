@@ -257,7 +257,7 @@ class TaskVerdict(Message, frozen=True, kw_only=True):
 
 
 class Settled(Message, frozen=True, kw_only=True):
-    """Verdicts in the order asked for, and the workers of those that say ``more``."""
+    """Verdicts in the order asked for, each task once, and the workers of those that say ``more``."""
 
     tasks: list[TaskVerdict]
     workers: list[AssignedWorker]

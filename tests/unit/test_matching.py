@@ -131,3 +131,14 @@ def test_too_few_workers_serve_no_task() -> None:
 )
 def test_neighbourhoods(one: str, other: str, same: bool) -> None:
     assert (neighbourhood(one) == neighbourhood(other)) == same
+
+
+def test_a_choice_that_leaves_nobody_for_the_rest_is_taken_back() -> None:
+    """The least loaded worker shares its account with one and its neighbourhood with the other."""
+    workers = [
+        WorkerRecord("x", "a", "10.0.1.1", 1, 1, 1, 0, 10),
+        WorkerRecord("y", "a", "10.0.2.1", 1, 1, 1, 1, 10),
+        WorkerRecord("z", "b", "10.0.1.2", 1, 1, 1, 2, 10),
+    ]
+    (chosen,) = assign(workers, tasks=1, replicas=2, distinct="account,address", chance=random.Random(1))
+    assert {worker.worker_id for worker in chosen} == {"y", "z"}

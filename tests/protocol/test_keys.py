@@ -1,0 +1,128 @@
+"""Keys: HKDF as published, and no two purposes share a key."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ec262.protocol.keys import (
+    Label,
+    derive,
+    hkdf_sha256,
+    input_key,
+    poll_key,
+    program_key,
+    result_key,
+    task_key,
+    worker_key,
+)
+
+QUICK = settings(max_examples=150, deadline=None)
+contexts = st.lists(st.binary(max_size=12), max_size=4)
+
+# RFC 5869, appendix A, the test cases with SHA-256.
+VECTORS = [
+    (
+        b"\x0b" * 22,
+        bytes(range(0x0D)),
+        bytes(range(0xF0, 0xFA)),
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+    ),
+    (
+        bytes(range(0x50)),
+        bytes(range(0x60, 0xB0)),
+        bytes(range(0xB0, 0x100)),
+        "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09"
+        "da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+    ),
+    (
+        b"\x0b" * 22,
+        b"",
+        b"",
+        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("secret", "salt", "info", "made"), VECTORS)
+def test_the_rfcs_vectors(secret: bytes, salt: bytes, info: bytes, made: str) -> None:
+    assert hkdf_sha256(secret, salt=salt, info=info, length=len(made) // 2).hex() == made
+
+
+@QUICK
+@given(st.binary(max_size=80), st.binary(max_size=80), st.binary(max_size=80), st.integers(1, 300))
+def test_any_derivation_is_the_oracles(secret: bytes, salt: bytes, info: bytes, length: int) -> None:
+    expected = HKDF(SHA256(), length, salt, info).derive(secret)
+    assert hkdf_sha256(secret, salt=salt, info=info, length=length) == expected
+
+
+@QUICK
+@given(st.binary(min_size=1, max_size=40), st.sampled_from(Label), contexts)
+def test_derive_is_hkdf_under_label_and_context(secret: bytes, label: Label, context: list[bytes]) -> None:
+    info = label.value + b"".join(b"\0" + len(item).to_bytes(4, "big") + item for item in context)
+    assert derive(secret, label, *context) == hkdf_sha256(secret, salt=b"ec262/v1", info=info, length=32)
+    assert len(derive(secret, label, *context)) == 32
+
+
+tricky = st.lists(
+    st.one_of(st.binary(max_size=6), st.sampled_from([b"\0", b"\0\0\0\0\x01", b"\0\0\0\0", b"key", b"\0\0\0\0\0"])),
+    max_size=3,
+)
+
+
+@settings(QUICK, max_examples=400)
+@given(st.sampled_from(Label), tricky, st.sampled_from(Label), tricky)
+def test_labels_and_contexts_never_collide(one: Label, first: list[bytes], other: Label, second: list[bytes]) -> None:
+    same = (one, first) == (other, second)
+    assert (derive(b"s" * 32, one, *first) == derive(b"s" * 32, other, *second)) == same
+
+
+def test_borders_between_contexts_matter() -> None:
+    assert derive(b"s", Label.POLL, b"ab", b"c") != derive(b"s", Label.POLL, b"a", b"bc")
+    assert derive(b"s", Label.POLL, b"a") != derive(b"s", Label.POLL, b"a", b"")
+    # What one context looks like when it is written as two.
+    assert derive(b"s", Label.POLL, b"a\0\0\0\0\x01b") != derive(b"s", Label.POLL, b"a", b"b")
+
+
+def test_labels_are_prefix_free_up_to_their_end() -> None:
+    assert all(b"\0" not in label.value for label in Label)
+    assert len({label.value for label in Label}) == len(Label)
+
+
+def test_no_two_keys_of_a_task_are_equal() -> None:
+    master = b"m" * 32
+    task = task_key(master, b"n" * 16, "t" * 24)
+    made = [
+        task,
+        task_key(master, b"N" * 16, "t" * 24),
+        task_key(master, b"n" * 16, "T" * 24),
+        task_key(b"M" * 32, b"n" * 16, "t" * 24),
+        input_key(task),
+        result_key(task, "t.0"),
+        result_key(task, "t.1"),
+        worker_key(master, "w", 1),
+        worker_key(master, "w", 2),
+        worker_key(master, "v", 1),
+        program_key(master, "a", "j"),
+        program_key(master, "b", "j"),
+        program_key(master, "a", "k"),
+        poll_key(master, "a", "j"),
+        poll_key(master, "aj", ""),
+    ]
+    assert len(set(made)) == len(made)
+    assert {len(key) for key in made} == {32}
+
+
+def test_golden_keys() -> None:
+    """Keys are part of the protocol: an older party has to derive the same."""
+    master = bytes(range(32))
+    task = task_key(master, b"n" * 16, "t" * 24)
+    assert worker_key(master, "w" * 16, 1).hex() == "c2353166bbf4f0bb8f1e15d738fb242610c9ab39b8fd61d2a3c76adbc38dafb7"
+    assert task.hex() == "e64c2f09f1be53d42f3013117f60ef6e1f50815887cee130a3a5d84aca409c27"
+    assert input_key(task).hex() == "4ff08675f1b384a20d25311d74fa3b19ae20a0446a8b51fd7683c97db3209e73"
+    assert result_key(task, "t.0").hex() == "b9e340c81dc78f70694f8ce33f675f839a6dcef93b616e74eb4102845b246350"
+    assert program_key(master, "a", "j").hex() == "ab6a8cb63b9f15198a5ca5c6985dfa76a61924f2c2c41bef0c5872c05c49b6b2"
+    assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
