@@ -24,6 +24,7 @@ from ec262.errors import (
     JobFailed,
     LimitExceeded,
     Malformed,
+    NetworkError,
     NoWorkers,
     ProblemError,
     SealBroken,
@@ -128,9 +129,11 @@ class Engine:
 
     def close(self, patience_s: float) -> None:
         """Ends the job: after a failure has given back what is not started; settles what comes within `patience_s`."""
+        failed = self._failure is not None
+        if isinstance(self._failure, DiscoveryUnreachable):
+            patience_s = 0.0
         deadline = time.monotonic() + patience_s
         self._closing = True
-        failed = self._failure is not None
         try:
             if failed:
                 gevent.joinall([gevent.spawn(self._give_back, worker) for worker in list(self._clients)], timeout=3)
@@ -395,15 +398,25 @@ class Engine:
                 due = self.schedule.take_due(SETTLE_TASKS)
                 if not (due or self._receipts or self._lost):
                     break
+                if self._failure is not None:
+                    due = [task for task in due if self._worth_paying(task)]
                 self._settling = True
                 try:
                     self._settle(due)
+                except NetworkError as reason:
+                    if self._failure is not None:
+                        raise  # the job has failed already: leave the rest to the deadlines
+                    self._fail(reason)
                 finally:
                     self._settling = False
                 self._to_lease.set()
                 self._changed()
                 if self.schedule.finished:
                     self._phase_over.set()
+
+    def _worth_paying(self, task: Task) -> bool:
+        """Of a job that ends early: whether enough workers did the task, rather than give it back unrun."""
+        return sum(1 for replica in task.replicas.values() if replica.tokens) >= self._options.agreement
 
     def _settle(self, due: list[Task]) -> None:
         receipts, self._receipts = self._receipts[:500], self._receipts[500:]
@@ -427,7 +440,11 @@ class Engine:
         for task, verdict in zip(due, settled.tasks, strict=True):
             self._note(verdict)
             if verdict.verdict == "accepted":
-                self._accept(task, verdict)
+                try:
+                    self._accept(task, verdict)
+                except (TaskFailed, JobFailed) as reason:
+                    self._fail(reason)  # the rest of the answer is paid for as well
+                    self.schedule.forget(task)
             elif verdict.verdict == "more" and verdict.task is not None:
                 pairs += [(task, replica) for replica in self._take(task, verdict.task)]
             elif verdict.verdict == "pending":
