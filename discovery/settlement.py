@@ -85,7 +85,9 @@ class Settlement:
                     self._store.commit(changes, now_ms, needs=_needs(account_id, changes))
             except Conflict:
                 continue
-            return self._answer(account_id, asked.job_id, decide, records, added, sorted(bad))
+            return self._answer(
+                account_id, asked.job_id, decide, records, added, sorted(bad), _late(shown, records, decide)
+            )
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[str]) -> None:
@@ -213,6 +215,7 @@ class Settlement:
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
         refused: list[int],
+        late: list[m.LateReplica],
     ) -> m.Settled:
         verdicts = []
         leases = []
@@ -242,9 +245,25 @@ class Settlement:
         return m.Settled(
             tasks=verdicts,
             workers=self._leasing.assigned_workers(account_id, job_id, leases, workers),
+            late=late,
             refused_receipts=refused,
             balance=self._store.account(account_id).balance,
         )
+
+
+def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequence[str]) -> list[m.LateReplica]:
+    """What became of replicas whose receipts were shown beside the tasks that were decided."""
+    asked = set(decided)
+    late = []
+    for item in shown:
+        record = records.get(item.task_id)
+        if record is None or item.task_id in asked or not 0 <= item.number < len(record.replicas):
+            continue
+        replica = record.replicas[item.number]
+        if replica.worker_id == item.worker_id and replica.state in (ReplicaState.PAID, ReplicaState.DISSENTED):
+            paid = replica.state is ReplicaState.PAID
+            late.append(m.LateReplica(lease_id=item.receipt.lease_id, worker_id=item.worker_id, paid=paid))
+    return late
 
 
 def _accepted(record: TaskRecord, task_key: bytes) -> m.TaskVerdict:

@@ -57,6 +57,7 @@ class WorkerSettings:
         program_bytes: memory for the programs of jobs.
         job_idle_s: how long the program of a job is kept that has nothing to do here.
         unit_s: how long one job keeps a slot while others wait for it.
+        unit_idle_s: how long it keeps a slot that nobody waits for while it has no task there.
         show_receipts_after_s: a lease finished so long ago and still open at discovery has its receipt shown there.
         retry_s: first pause before discovery is asked again when it does not answer; doubles up to `retry_max_s`.
         drain_s: how long a worker that leaves waits until its results are fetched.
@@ -68,13 +69,14 @@ class WorkerSettings:
     sandbox: str = "native"
     allow_modules: tuple[str, ...] = ()
     poll_wait_s: float = 30.0
-    linger_s: float = 0.010
+    linger_s: float = 0.030
     answer_results: int = 512
     answer_bytes: int = 16 * _MEBIBYTE
     held_bytes: int = 1024 * _MEBIBYTE
     program_bytes: int = 256 * _MEBIBYTE
     job_idle_s: float = 600.0
     unit_s: float = 1.0
+    unit_idle_s: float = 0.1
     show_receipts_after_s: float = 30.0
     retry_s: float = 0.5
     retry_max_s: float = 15.0

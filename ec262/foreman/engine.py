@@ -46,6 +46,8 @@ TOKEN_BYTES = 4 * 1024 * 1024
 PUSH_BYTES = 16 * 1024 * 1024
 """About as much as one push carries."""
 SETTLE_TASKS = 500
+LEASING = 2
+"""Lease requests under way at a time: while one is answered the next is made ready."""
 RESULT_WAIT_S = 20.0
 PEER_RETRIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """A worker that does not answer is asked again after these pauses, then counts as lost."""
@@ -73,7 +75,8 @@ class Engine:
     ) -> None:
         self.job_id = secrets.token_hex(16)
         self.schedule = Schedule(redundancy=options.redundancy, quorum=options.agreement)
-        self.paid: dict[str, tuple[str, int]] = {}
+        self.paid: dict[str, str] = {}
+        self.credits_spent = 0
         self.dissenters: set[str] = set()
         self.balance = 0
         self._discovery = discovery
@@ -86,7 +89,7 @@ class Engine:
         self._program_tokens: list[str] = []
         self._program_key = b""
         self._poll_key = b""
-        self._price = 1
+        self.price = 1
         self._changed = changed
         self._group = Group()
         self._clients: dict[str, PeerClient] = {}
@@ -115,7 +118,8 @@ class Engine:
         if self.schedule.finished:
             return
         if not self._group:
-            self._spawn(self._lease_all)
+            for _ in range(LEASING):
+                self._spawn(self._lease_all)
             self._spawn(self._settle_all)
         self._to_lease.set()
         self._phase_over.wait()
@@ -144,7 +148,6 @@ class Engine:
             ):
                 self._to_settle.set()
                 gevent.sleep(0.01)
-            self._settle_late()
         finally:
             self._group.kill(timeout=2)
             for client in self._clients.values():
@@ -193,7 +196,7 @@ class Engine:
                 gevent.sleep(PAUSE_S * secrets.randbelow(100) / 100)
                 continue
             self.balance = leased.balance
-            self._price = leased.price
+            self.price = leased.price
             self.schedule.slots_alive = leased.network.slots
             self.schedule.put_back(tasks[len(leased.tasks) :])
             if leased.tasks:
@@ -435,6 +438,11 @@ class Engine:
             log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
         for worker in settled.workers:
             self._know(worker)
+        for replica in settled.late:
+            if replica.paid:
+                self._pay(replica.lease_id, replica.worker_id)
+            else:
+                self.dissenters.add(replica.worker_id)
         pairs: list[tuple[Task, Replica]] = []
         pending = []
         for task, verdict in zip(due, settled.tasks, strict=True):
@@ -472,8 +480,13 @@ class Engine:
 
     def _note(self, verdict: m.TaskVerdict) -> None:
         for key in verdict.keys:
-            self.paid[key.lease_id] = (key.worker_id, self._price)
+            self._pay(key.lease_id, key.worker_id)
         self.dissenters.update(verdict.dissenters)
+
+    def _pay(self, lease_id: str, worker_id: str) -> None:
+        if lease_id not in self.paid:
+            self.paid[lease_id] = worker_id
+            self.credits_spent += self.price
 
     def _accept(self, task: Task, verdict: m.TaskVerdict) -> None:
         """Opens a paid result, checks it against the agreed commitment, and takes it."""
@@ -506,18 +519,6 @@ class Engine:
         log.info("task %d starts over: %s", task.number, why)
         self.schedule.start_over(task)
         self._to_lease.set()
-
-    def _settle_late(self) -> None:
-        """Asks once more about tasks with late replicas, to know who was paid in the end."""
-        late = [task for task in self.schedule.late() if task.task_id]
-        for start in range(0, len(late), SETTLE_TASKS):
-            asked = m.Settle(job_id=self.job_id, decide=[task.task_id for task in late[start : start + SETTLE_TASKS]])
-            try:
-                for verdict in self._discovery.settle(asked).tasks:
-                    self._note(verdict)
-            except (DiscoveryUnreachable, ProblemError) as reason:
-                log.info("not known who was paid late: %s", reason)
-                return
 
     # --- inside ---
 

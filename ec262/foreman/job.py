@@ -114,7 +114,7 @@ class Job:
             elif self._phase == "reduce":
                 reduced = schedule.done
             retried, workers = schedule.retried, len(schedule.peers)
-            spent = sum(price for _, price in list(engine.paid.values()))
+            spent = engine.credits_spent
         now = time.monotonic()
         done, total = (mapped, self._map_total) if self._phase == "map" else (reduced, self._reduce_total)
         left = None
@@ -138,8 +138,8 @@ class Job:
         engine = self._engine
         earned: dict[str, int] = {}
         if engine is not None:
-            for worker_id, price in list(engine.paid.values()):
-                earned[worker_id] = earned.get(worker_id, 0) + price
+            for worker_id in list(engine.paid.values()):
+                earned[worker_id] = earned.get(worker_id, 0) + engine.price
         return Report(
             map_tasks=self._map_total,
             reduce_tasks=self._reduce_total,

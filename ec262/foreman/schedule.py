@@ -17,7 +17,7 @@ LOOK_AHEAD_S = 0.5
 LEAST_PER_SLOT = 2
 """One task runs, one waits."""
 LARGEST_REQUEST = 256
-RATE_WINDOW_S = 0.25
+RATE_WINDOW_S = 0.03
 
 
 @dataclass(slots=True, eq=False)
@@ -169,6 +169,8 @@ class Schedule:
         replica.tokens = tokens
         if task.state == "out":
             self._consider(task)
+        elif not self._any_out(task):
+            self._drop(task)
         return task
 
     def lost(self, worker_id: str, lease_ids: Iterable[str] | None = None) -> list[str]:
@@ -202,7 +204,7 @@ class Schedule:
         """Tasks that discovery should decide now."""
         taken: list[Task] = []
         while self._due and len(taken) < limit:
-            _, task = self._due.popitem()
+            task = self._due.pop(next(iter(self._due)))
             task.due = False
             if task.state == "out":
                 taken.append(task)
@@ -235,10 +237,6 @@ class Schedule:
     def task(self, task_id: str) -> Task | None:
         """The task of that id."""
         return self._by_id.get(task_id)
-
-    def late(self) -> list[Task]:
-        """Tasks that are done while replicas of theirs are still out."""
-        return [task for task in self._by_id.values() if task.state == "done" and self._any_out(task)]
 
     # --- inside ---
 

@@ -256,10 +256,22 @@ class TaskVerdict(Message, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class LateReplica(Message, frozen=True, kw_only=True):
+    """What a receipt brought that came after its task was accepted: payment, or (`paid` false) none, for dissent."""
+
+    lease_id: str
+    worker_id: str
+    paid: bool
+
+
 class Settled(Message, frozen=True, kw_only=True):
-    """Verdicts in the order asked for, each task once, and the workers of those that say ``more``."""
+    """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
+
+    `late` tells of receipts shown for tasks that were accepted before and are not among those asked for.
+    """
 
     tasks: list[TaskVerdict]
+    late: list[LateReplica] = []
     workers: list[AssignedWorker]
     refused_receipts: list[int]
     balance: int

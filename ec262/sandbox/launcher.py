@@ -83,6 +83,7 @@ class Sandbox:
         on_outcome: Callable[[UnitTask, Outcome], None],
         limits: Limits = Limits(),  # noqa: B008 - immutable
         stop: Callable[[], bool] | None = None,
+        more: Callable[[], bool] | None = None,
     ) -> int:
         """Runs tasks of one program in one fresh child, until there are no more or the unit is long enough.
 
@@ -90,7 +91,9 @@ class Sandbox:
 
         Args:
             program: what `pack_program` made; not looked at here.
-            next_task: the next task, or None when the unit shall end.
+            next_task: the next task, or None when there is none.
+            more: asked when the child has nothing left to do; it may wait. True: `next_task` has a task again;
+                False, or no `more`: the unit ends.
             on_outcome: called once for each task taken, in order.
             limits: what the unit may use.
             stop: asked every 0.2 s; True kills the unit, and tasks not done get no outcome.
@@ -101,7 +104,7 @@ class Sandbox:
         Raises:
             SandboxUnavailable: the zygote keeps dying.
         """
-        return UnitRun(self, self._poll, program, next_task, on_outcome, limits, stop).run()
+        return UnitRun(self, self._poll, program, next_task, on_outcome, limits, stop, more).run()
 
     def acquire(self) -> Child:
         """A forked child, ahead of its first byte of foreign code; asks for the next one's fork already.

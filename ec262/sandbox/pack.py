@@ -13,7 +13,6 @@ import json
 import pickle
 import random
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable
 from typing import Any, Final
@@ -86,9 +85,10 @@ def _dump(thing: object, allowed: frozenset[str]) -> bytes:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, with the user's own modules always by value and no identity that differs from run to run."""
 
-    def __init__(self, file: io.BytesIO, allowed: frozenset[str]) -> None:
+    def __init__(self, file: io.BytesIO, allowed: frozenset[str], *, trial: bool = False) -> None:
         super().__init__(file, protocol=5)
         self._allowed = allowed
+        self._trial = trial  # modules stay shut, or trials would start further trials without end
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
@@ -104,7 +104,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return NotImplemented
         elif isinstance(obj, types.ModuleType):
             if is_users_module(obj.__name__):
-                return cloudpickle.dynamic_subimport, (obj.__name__, _portable_names(obj, self._allowed))
+                # As state, after the module is known to the pickle: modules import one another.
+                names = {} if self._trial else _portable_names(obj, self._allowed)
+                return cloudpickle.dynamic_subimport, (obj.__name__, {}), names
             # Not checked: the standard library's own closures, such as a dataclass's repr, refer to modules too.
             return cloudpickle.subimport, (obj.__name__,)
         elif isinstance(obj, _Skeleton):
@@ -156,6 +158,7 @@ def _is_allowed(module: str, allowed: frozenset[str]) -> bool:
     return module in allowed or root in allowed or root in ("builtins", "types", "cloudpickle", "ec262")
 
 
+@functools.lru_cache(maxsize=1024)
 def is_users_module(name: str | None) -> bool:
     """Whether a module is the user's own: neither Python's, nor installed, nor EC262's."""
     if name is None or name == "__main__":
@@ -163,15 +166,12 @@ def is_users_module(name: str | None) -> bool:
     root = name.partition(".")[0]
     if root == "ec262":
         return name.startswith(("ec262.programs.", "ec262.sandbox.selftest"))
-    if root in sys.stdlib_module_names or root == "cloudpickle":
+    if root in sys.stdlib_module_names or root in DEFAULT_ALLOWED or root == "cloudpickle":
         return False
-    file = getattr(sys.modules.get(name), "__file__", None)
     if name not in sys.modules:
         return True  # made on the fly; nobody could import it
-    installed = [sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")]
-    return file is not None and not any(
-        file.startswith(path + "/") and ("-packages" in path or "-packages" in file) for path in installed
-    )
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is not None and file.endswith(".py") and "-packages" not in file
 
 
 def _ships_by_value(thing: Any) -> bool:
@@ -194,17 +194,25 @@ def _without_identity(reduced: Any) -> Any:
 
 def _portable_names(module: types.ModuleType, allowed: frozenset[str]) -> dict[str, Any]:
     """What of a user's module travels with it: leaves out what cannot, such as open files and foreign modules."""
-    names = {}
-    for name, thing in vars(module).items():
-        if name.startswith("__") and name not in ("__name__", "__package__", "__doc__"):
-            continue
-        if getattr(thing, "__module__", None) != module.__name__:
-            try:
-                _dump(thing, allowed)
-            except Exception:
-                continue
-        names[name] = thing
-    return names
+    return {
+        name: thing
+        for name, thing in vars(module).items()
+        if name in ("__name__", "__package__", "__doc__")
+        or (not name.startswith("__") and _is_portable(thing, module.__name__, allowed))
+    }
+
+
+def _is_portable(thing: Any, module: str, allowed: frozenset[str]) -> bool:
+    if isinstance(thing, types.ModuleType):
+        return is_users_module(thing.__name__) or _is_allowed(thing.__name__, allowed)
+    if getattr(thing, "__module__", None) == module:
+        return True
+    try:
+        with io.BytesIO() as file:
+            _Pickler(file, allowed, trial=True).dump(thing)
+    except Exception:
+        return False
+    return True
 
 
 def _blame(functions: dict[str, Any], allowed: frozenset[str], *, modules_only: bool = False) -> str:

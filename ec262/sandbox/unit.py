@@ -26,13 +26,14 @@ from ec262.sandbox.frames import (
 )
 from ec262.sandbox.outcome import ErrorInfo, Outcome, UnitTask, death, exceeded, read_error
 from ec262.sandbox.policy import Limits, Policy
-from ec262.sandbox.zygote import Child, Grants, PollLike
+from ec262.sandbox.zygote import Child, Grants, PollLike, ZygoteGone
 
 _AHEAD_S: Final = 0.020
 _MOST_AHEAD: Final = 64
 _MOST_AHEAD_BYTES: Final = 4 << 20
 _STOP_CHECK_S: Final = 0.2
 _READY_S: Final = 20.0
+_END_S: Final = 5.0  # a large process takes its time to go
 _MOST_FALSE_STARTS: Final = 3
 _FRAMING_BYTES: Final = 7 + 4 * MAX_PARTS
 _SMALL_READ, _LARGE_READ = 1 << 16, 1 << 20
@@ -62,7 +63,9 @@ class UnitRun:
         on_outcome: Callable[[UnitTask, Outcome], None],
         limits: Limits,
         stop: Callable[[], bool] | None,
+        more: Callable[[], bool] | None = None,
     ) -> None:
+        self._more = more
         self._source = source
         self._poll = poll
         self._program = program
@@ -111,10 +114,16 @@ class UnitRun:
             return None
         task = self._next_task()
         if task is None:
-            self._exhausted = True
+            self._exhausted = self._more is None
         else:
             self._taken += 1
         return task
+
+    def wait_for_more(self) -> bool:
+        """Nothing is with the child: whether its unit goes on, which `more` may take its time to say."""
+        if self._more is None or self._taken >= self._limits.max_unit_tasks:
+            return False
+        return not self._stopped() and self._more()
 
     def deliver(self, task: UnitTask, outcome: Outcome) -> None:
         """Hands one outcome on."""
@@ -127,8 +136,9 @@ class UnitRun:
     def _judge_death(self, talk: _Conversation, child: Child) -> None:
         """Blames the task that was being computed, unless the child died of something else."""
         if talk.verdict is None:
-            status = child.await_end(self._poll, 1.0)
-            if status is None and talk.ended:
+            try:
+                status = child.await_end(self._poll, _END_S)
+            except ZygoteGone:
                 self._source.lost()
                 return  # the zygote died and took its children along: nobody's fault
             if not talk.ready:
@@ -183,7 +193,6 @@ class _Conversation:
         self._child = child
         self.sent: deque[UnitTask] = deque()
         self.ready = False
-        self.ended = False  # the child's output has come to its end
         self.verdict: ErrorInfo | None = None  # why the parent killed it
         self._number = 0  # of the task at the head of `sent`
         self._out: deque[memoryview] = deque(memoryview(frame) for frame in unit.preface())
@@ -202,6 +211,8 @@ class _Conversation:
         while True:
             self._fill()
             if not self.sent and self.ready:
+                if unit.wait_for_more():
+                    continue
                 return "done"
             self._flush()
             if bool(self._out) != writing:
@@ -277,7 +288,6 @@ class _Conversation:
             except BlockingIOError:
                 return None
             if not piece:
-                self.ended = True
                 return "died"
             buffer += piece
             end = self._take_frames()
@@ -368,10 +378,7 @@ class _Conversation:
     def _over_limit(self) -> bool:
         now = time.monotonic()
         if not self.sent:
-            if not self.ready and now > self._since + _READY_S:
-                self.ended = True
-                return True
-            return False
+            return not self.ready and now > self._since + _READY_S
         task = self.sent[0]
         if now >= self._check_cpu_at:
             used = self._child.cpu_s() - self._cpu_since

@@ -272,15 +272,19 @@ class Child:
                 os.kill(self._process, signal.SIGKILL)
 
     def await_end(self, poll: Callable[[], PollLike], seconds: float) -> int | None:
-        """Its wait status; None when nobody can say (then the zygote is gone, or it lives on)."""
+        """Its wait status; None when it lives on.
+
+        Raises:
+            ZygoteGone: nobody is left who could say.
+        """
         if not wait_for(poll, self._report.fileno(), select.POLLIN, time.monotonic() + seconds):
             return None
         try:
             message = self._report.recv(REPORT.size)
         except OSError:
-            return None
+            raise ZygoteGone from None
         if len(message) != REPORT.size or message[:1] != EXITED:
-            return None
+            raise ZygoteGone
         return int(REPORT.unpack(message)[1])
 
     def discard(self) -> None:
