@@ -109,20 +109,14 @@ def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[b
                     f"{where}: returned a {type(emitted).__name__} for key {key!r:.80}; "
                     "it has to yield or return (key, value) pairs"
                 )
-            pairs = iter(emitted)
-            for pair in pairs:
-                if isinstance(pair, (str, bytes, dict)):
-                    raise ProgramError(f"{where}: gave {pair!r:.80}, which is not a (key, value) pair")
-                try:
-                    out_key, out_value = pair
-                except (TypeError, ValueError):
-                    raise ProgramError(f"{where}: gave {pair!r:.80}, which is not a (key, value) pair") from None
-                try:
+            try:
+                # The one loop that runs for every pair: what is wrong with one is found out afterwards.
+                for out_key, out_value in emitted:
                     groups[out_key].append(out_value)
-                except TypeError:
-                    raise ValueNotPortable(
-                        f"{where}: {out_key!r:.80} is a {type(out_key).__name__} and cannot be a key"
-                    ) from None
+            except (TypeError, ValueError) as reason:
+                if reason.__traceback__ is not None and reason.__traceback__.tb_next is None:
+                    _explain_pair(mapper(key, value), where)
+                raise
     combiner = program.combiner
     if combiner is not None:
         for key, values in groups.items():
@@ -133,6 +127,21 @@ def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[b
     for item in groups.items():
         split[partition_of(item[0], partitions, where=where)].append(item)
     return [encode_pairs(sort_pairs(items, where=where), where=where) for items in split]
+
+
+def _explain_pair(emitted: Iterable[Any], where: str) -> None:
+    """Raises for the first thing in a mapper's output that is not a pair with a key that can be one."""
+    for pair in emitted:
+        try:
+            out_key, _ = pair
+        except (TypeError, ValueError):
+            raise ProgramError(f"{where}: gave {pair!r:.80}, which is not a (key, value) pair") from None
+        try:
+            hash(out_key)
+        except TypeError:
+            raise ValueNotPortable(
+                f"{where}: {out_key!r:.80} is a {type(out_key).__name__} and cannot be a key"
+            ) from None
 
 
 def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:

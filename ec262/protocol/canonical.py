@@ -9,6 +9,8 @@ Python     JSON                    note
 tuple      ``{"t": [item, ...]}``
 bytes      ``{"b": "base64"}``     RFC 4648, section 4
 dict       ``{"d": [[k, v], ...]}``  sorted by key as `sort_key` says
+list       ``{"n": [item, 32, 32, 5]}``  of `MANY` or more equal ints or strs: the
+                                   item, then its counts, all but the last 32
 =========  ======================  ==========================================
 
 No plain JSON object is ever written, so a tag cannot be mistaken for data. The standard library's encoder
@@ -35,7 +37,13 @@ Value = Any
 """A value: None, bool, int, float, str, bytes, or a list, tuple or dict of values."""
 Pair = tuple[Key, Value]
 
+MANY = 16
+"""A list of so many equal ints or strs is written as item and counts: what mappers emit most, such as ones."""
+RUN = 32
+"""Most a count stands for. A larger one would let a few bytes from outside become any amount of memory."""
+
 _PLAIN = frozenset({int, str, float, bool, type(None)})
+_INT, _STR = {int}, {str}
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -92,7 +100,13 @@ def encode_pairs(pairs: Iterable[Pair], *, where: str = "data") -> bytes:
     given = pairs if type(pairs) is list else list(pairs)
     try:
         listed = [
-            [_wire_key(key, where), value if type(value) in _PLAIN else _wire(value, where, key)]
+            [
+                key if type(key) in _PLAIN else _wire_key(key, where),
+                # A list of one plain value is what a combiner leaves of most keys: it needs no look inside.
+                value
+                if type(value) in _PLAIN or (type(value) is list and len(value) == 1 and type(value[0]) in _PLAIN)
+                else _wire(value, where, key),
+            ]
             for key, value in given
         ]
         return _encode(listed).encode("ascii")
@@ -157,7 +171,10 @@ def _wire(value: Value, where: str, key: Key) -> Any:
     if kind in _PLAIN:
         return value
     if kind is list:
-        return value if _PLAIN.issuperset(map(type, value)) else [_wire(item, where, key) for item in value]
+        kinds = set(map(type, value))
+        if kinds <= _PLAIN:
+            return _wire_equal(value) if len(value) >= MANY and kinds in (_INT, _STR) else value
+        return [_wire(item, where, key) for item in value]
     if kind is tuple:
         return {"t": [_wire(item, where, key) for item in value]}
     if kind is bytes:
@@ -168,6 +185,15 @@ def _wire(value: Value, where: str, key: Key) -> Any:
         f"{where}: the value of key {_show(key)} is or holds a {kind.__module__}.{kind.__qualname__}; only None, bool, "
         "int, float, str, bytes, list, tuple and dict travel: convert it first"
     )
+
+
+def _wire_equal(value: list[Any]) -> Any:
+    """A list of ints or of strs: item and counts if all are equal."""
+    first, length = value[0], len(value)
+    if first != value[-1] or value.count(first) != length:
+        return value
+    full, rest = divmod(length - 1, RUN)
+    return {"n": [first, *([RUN] * full), rest + 1]}
 
 
 def _explain_pairs(pairs: list[Pair], where: str, reason: Exception) -> NoReturn:
@@ -219,9 +245,20 @@ def _untag(members: dict[str, Any]) -> Any:
                 return base64.b64decode(inner.encode("ascii"), validate=True)
             except (binascii.Error, UnicodeEncodeError):
                 raise Malformed("bytes are not Base64") from None
+        if tag == "n" and type(inner) is list:
+            return _equal(inner)
         if tag == "d" and type(inner) is list:
             return _dictionary(inner)
     raise Malformed("an object that is no known tag")
+
+
+def _equal(inner: list[Any]) -> list[Any]:
+    if len(inner) < 2 or type(inner[0]) not in (int, str) or inner[1:-1].count(RUN) != len(inner) - 2:
+        raise Malformed("equal items without their counts")
+    last = inner[-1]
+    if type(last) is not int or not 1 <= last <= RUN or (len(inner) == 2 and last < MANY):
+        raise Malformed("equal items with an impossible count")
+    return [inner[0]] * (RUN * (len(inner) - 2) + last)
 
 
 def _dictionary(pairs: list[Any]) -> dict[Any, Any]:

@@ -98,7 +98,8 @@ def test_three_terminals(tmp_path: Path, environment: dict[str, str]) -> None:
         assert shlex.split(job)[1:] == ["python", "example.py"]
         done = subprocess.run(
             [sys.executable, "example.py"],
-            cwd=ROOT, env={**environment, "EC262_DISCOVERY": url}, capture_output=True, text=True, timeout=60, check=True,
+            env={**environment, "EC262_DISCOVERY": url},
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
         assert "cost 5 credits" in done.stdout
         stored = json.loads((tmp_path / ".config" / "ec262" / "credentials.json").read_text())

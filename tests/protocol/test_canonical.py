@@ -394,3 +394,32 @@ def test_the_text_is_plain_ascii_json() -> None:
     assert json.loads(encode_value(data).decode("ascii")) == {
         "d": [[None, {"d": [[1, 2]]}], ["ä", ["\ud800", 1.5, {"t": [{"b": "/w=="}]}]]]
     }
+
+
+@pytest.mark.parametrize("item", [0, 1, -7, 10**30, "", "a", "\ud800"])
+@pytest.mark.parametrize("count", [15, 16, 31, 32, 33, 64, 65, 100_000])
+def test_lists_of_equal_items_come_back_whole_and_are_short(item: object, count: int) -> None:
+    data = encode_value([item] * count)
+    back = decode_value(data)
+    assert back == [item] * count
+    assert {type(one) for one in back} == {type(item)}
+    if count > 100:
+        assert len(data) < count // 8
+
+
+def test_equal_is_not_alike_enough_to_be_counted() -> None:
+    for value in ([1] * 20 + [True], [1.0] * 20, [True] * 20, [None] * 20, [0.0, -0.0] * 10, [1] * 20 + [1.0]):
+        back = decode_value(encode_value(value))
+        assert [(type(one), repr(one)) for one in back] == [(type(one), repr(one)) for one in value]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "", "1", "1,32,0", "1,32,33", "1,31,32", "1,16,32", "1,15", "1,-1", "1,1e3", "1,true", "true,20", "1.0,20",
+        "null,20", "[1],20", "1,32,1000000000", "1,1000000000",
+    ],
+)  # fmt: skip
+def test_a_few_bytes_cannot_claim_any_amount_of_items(counts: str) -> None:
+    with pytest.raises(Malformed):
+        decode_value(b'{"n":[' + counts.encode() + b"]}")
