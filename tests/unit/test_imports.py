@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "ec262.errors": set(),
     "ec262.config": {"ec262.errors"},
     "ec262.credentials": {"ec262.errors", "ec262.config"},
-    "ec262.serving": {"ec262.errors"},
+    "ec262.http_handler": set(),
+    "ec262.serving": {"ec262.errors", "ec262.http_handler"},
     "ec262.responses": {"ec262.errors", "ec262.protocol"},
     "ec262.protocol": {"ec262.errors"},
     "ec262.mapreduce": {"ec262.errors", "ec262.protocol"},
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "ec262.embedded": {VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.discovery_client"},
     "ec262.foreman": {
         *(VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.protocol", "ec262.mapreduce"),
-        *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox.pack"),
+        *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox"),
     },
     "ec262.worker": {
         *(VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.protocol", "ec262.mapreduce"),
@@ -48,7 +49,7 @@ DISCOVERY_ORDER = [
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
-FOREMAN_ORDER = ["options", "report", "schedule", "peers", "engine", "job", "run"]
+FOREMAN_ORDER = ["options", "report", "schedule", "peers", "engine", "original", "rehearsal", "job", "run"]
 
 # A program that ``python -m`` starts is its command line.
 ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
