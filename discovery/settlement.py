@@ -295,7 +295,10 @@ def _why(record: TaskRecord) -> str:
     answers = sum(1 for replica in record.replicas if replica.kind is not None)
     if record.state is TaskState.EXPIRED:
         return "nobody settled it before its deadline"
-    return f"{answers} workers answered, fewer than {record.quorum} alike, and no more may be asked or can be paid"
+    return (
+        f"{answers} workers answered, fewer than {record.quorum} alike, and no more may be asked or can be paid: "
+        "the program looks nondeterministic (time, chance, set order), unless many workers lie"
+    )
 
 
 def _fingerprint(record: TaskRecord) -> tuple[object, ...]:
