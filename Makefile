@@ -29,7 +29,7 @@ lint: venv-dev
 	@$(IN) -m ruff check .
 	@$(IN) -m mypy
 
-bench: venv
+bench: venv-dev
 	@$(IN) -m benchmarks --short
 
 # The script finds out by itself, in no time, whether there is anything to do.
