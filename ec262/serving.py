@@ -25,7 +25,8 @@ from gevent.pool import Pool
 from gevent.socket import socket as gevent_socket
 
 from ec262.errors import SetupError
-from ec262.http_handler import Handler, Limits, WSGIApp
+from ec262.http_handler import Handler, WSGIApp
+from ec262.http_handler import Limits as Limits  # what callers give a server
 
 # Connections beyond `max_connections` that may be open for the moment it takes to close an idle one.
 _RESERVE = 16

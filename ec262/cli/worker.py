@@ -25,6 +25,7 @@ examples:
 Ctrl-C lets the worker finish what it holds; a second Ctrl-C ends it at once.
 
 exit codes: 0 left in good order, 1 could not start or had to give up, 2 wrong flags, 3 no sandbox to be had
+(--check: 0 safe, 3 not)
 """
 
 EXIT_OK, EXIT_FAILED, EXIT_NO_SANDBOX = 0, 1, 3
@@ -58,7 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--allow-module", action="append", metavar="NAME", default=None,
         help="a module that jobs may import beside the sandbox's own, such as numpy; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="say what the sandbox has here, and end")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="show the sandbox's layers here, attack it, and end: exit code 0 if it holds, 3 if not",
+    )
     parser.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parent-pipe", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(verbosity=0)
@@ -107,15 +112,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(settings: WorkerSettings) -> int:
-    """Prints the sandbox's layers."""
-    from ec262.worker.service import layers_of, open_sandbox  # noqa: PLC0415 - as above
+    """Prints the sandbox's layers on this machine and how attacks on it ended; returns the exit code."""
+    from ec262.sandbox import selftest  # noqa: PLC0415 - as above
+    from ec262.worker.service import policy_of  # noqa: PLC0415
 
-    with open_sandbox(settings) as sandbox:
-        grants = sandbox.start()
-        print(f"sandbox: {'confined' if grants.seccomp else 'NOT confined'}, lane {grants.lane}")
-        for layer in layers_of(grants):
-            print(f"  {layer}")
-    return EXIT_OK
+    report = selftest.check(policy_of(settings))
+    print(f"layers of the sandbox on this machine (lane {report.lane}):")
+    for layer in report.layers:
+        print(f"  {'yes' if layer.granted else 'NO ':3}  {layer.name:18} {layer.meaning}")
+    print("\nattacks tried, with the language layer off:")
+    for trial in report.trials:
+        print(f"  {'stopped' if trial.held else 'ESCAPED':7}  {trial.name:21} {trial.ending}")
+    if not report.trials:
+        print("  none: without seccomp they would hit this machine")
+    if report.safe:
+        print("\nsafe: this machine can confine strangers' code")
+        return EXIT_OK
+    print("\nNOT SAFE: this machine cannot confine strangers' code; a worker starts only with --sandbox none")
+    return EXIT_NO_SANDBOX
 
 
 def _report(worker: Worker) -> None:

@@ -17,6 +17,7 @@ from ec262.embedded import embedded_network
 from ec262.errors import InsufficientCredits, JobCancelled, JobFailed
 from ec262.foreman.engine import Engine, input_digest
 from ec262.foreman.options import JobOptions
+from ec262.foreman.rehearsal import rehearse, sample_of
 from ec262.foreman.report import Meter, Progress, ProgressCallback, Report
 from ec262.foreman.schedule import Task
 from ec262.mapreduce.program import Program, map_header, reduce_header
@@ -52,6 +53,7 @@ class Job:
     ) -> None:
         self._splits = split_items(data, options.items_per_task)
         self._program = pack_program(program)
+        self._functions = program
         self._options = options
         self._url = discovery
         self._meter = Meter(progress)
@@ -174,6 +176,9 @@ class Job:
         self._thread.join(CANCEL_S + CLOSE_S)
 
     def _compute(self) -> dict[Any, Any]:
+        # First of all: it needs no network, and what it finds is the author's to change whatever the network is.
+        if self._options.rehearse:
+            rehearse(self._functions, self._program, sample_of(self._splits), stop=lambda: self._cancelled)
         url, account, lane = self._network()
         # After the network's own handler was registered: exit handlers run last in, first out.
         atexit.register(self._leave)

@@ -22,6 +22,8 @@ class JobOptions:
         items_per_task: items one map task gets; None: chosen.
         reducers: reduce partitions; None: chosen.
         wait_for_workers_s: how long to wait while no worker is free.
+        rehearse: try the shipped program on a small sample first (see `ec262.foreman.rehearsal`): what cannot travel,
+            is not deterministic or gives no pairs is an error before a credit is spent.
     """
 
     redundancy: int = 1
@@ -33,6 +35,7 @@ class JobOptions:
     items_per_task: int | None = None
     reducers: int | None = None
     wait_for_workers_s: float = 30.0
+    rehearse: bool = True
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
 
     def __post_init__(self) -> None:

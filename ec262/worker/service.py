@@ -23,7 +23,8 @@ from ec262.credentials import CredentialStore
 from ec262.discovery_client import DiscoveryClient
 from ec262.protocol.routes import routes_of
 from ec262.sandbox.launcher import Grants, Sandbox
-from ec262.sandbox.policy import DEFAULT
+from ec262.sandbox.layers import layers_of
+from ec262.sandbox.policy import DEFAULT, Policy
 from ec262.serving import Limits, Server
 from ec262.worker.events import printed
 from ec262.worker.holdings import Holdings
@@ -71,7 +72,7 @@ class Worker:
         try:
             self.grants = self._sandbox.start()
             self.holdings = Holdings(settings)
-            offer = Offer(lane=lane_of(settings), layers=tuple(layers_of(self.grants)))
+            offer = Offer(lane=lane_of(settings), layers=tuple(layers_in_force(self.grants)))
             self.registration = Registration(
                 settings,
                 self._client,
@@ -255,8 +256,14 @@ def run_worker(
 
 def open_sandbox(settings: WorkerSettings) -> Sandbox:
     """The sandbox these settings ask for, not started; it waits through gevent."""
-    policy = dataclasses.replace(DEFAULT, extra_modules=DEFAULT.extra_modules | frozenset(settings.allow_modules))
-    return Sandbox(policy=policy, slots=settings.slots, poll=gevent_poll, unconfined=settings.sandbox == "none")
+    return Sandbox(
+        policy=policy_of(settings), slots=settings.slots, poll=gevent_poll, unconfined=settings.sandbox == "none"
+    )
+
+
+def policy_of(settings: WorkerSettings) -> Policy:
+    """What jobs may do here: the sandbox's own policy, and the modules the volunteer allows."""
+    return dataclasses.replace(DEFAULT, extra_modules=DEFAULT.extra_modules | frozenset(settings.allow_modules))
 
 
 def lane_of(settings: WorkerSettings) -> Literal["native", "none"]:
@@ -264,24 +271,14 @@ def lane_of(settings: WorkerSettings) -> Literal["native", "none"]:
     return "none" if settings.sandbox == "none" else "native"
 
 
-def layers_of(grants: Grants) -> list[str]:
-    """The sandbox's layers in force, strongest first."""
-    names = [
-        ("seccomp", grants.seccomp),
-        ("rlimits", grants.rlimits),
-        ("no_new_privileges", grants.no_new_privileges),
-        ("capabilities dropped", grants.capabilities),
-        (f"landlock {grants.landlock}", grants.landlock),
-        ("empty root", grants.empty_root),
-        *((f"namespace {name}", True) for name in grants.namespaces),
-        ("language", grants.language),
-    ]
-    return [name for name, granted in names if granted]
+def layers_in_force(grants: Grants) -> list[str]:
+    """Names of the sandbox's layers that this machine grants, strongest first; registered as a capability."""
+    return [layer.name for layer in layers_of(grants) if layer.granted]
 
 
 def _confined_by(worker: Worker) -> str:
     if worker.grants.seccomp:
-        return f"sandbox of {len(layers_of(worker.grants))} layers"
+        return f"sandbox of {len(layers_in_force(worker.grants))} layers"
     return "UNCONFINED: jobs can do whatever this user can"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_pairs
 from ec262.protocol.framing import frame_parts, parts_digest
 from ec262.protocol.sealing import seal
+from ec262.sandbox.selftest import ATTACKS
 from ec262.serving import Server
 from ec262.worker.service import Worker
 from tests.conftest import MakeDiscovery
@@ -288,8 +290,19 @@ def test_flags_and_failures_have_exit_codes(tmp_path: Path, server: Server) -> N
     assert run("--help")[0] == 0
     assert run("--port", "x")[0] == 2
     code, said = run("--check")
-    assert code == 0
-    assert "seccomp" in said or "NOT confined" in said
+    assert "Traceback" not in said
+    layers = re.findall(r"^  (yes|NO ) {2}(.+?) {2,}\S", said, re.MULTILINE)
+    assert {name for _, name in layers} >= {"seccomp", "namespaces", "landlock", "resource limits", "language layer"}
+    attacks = re.findall(r"^  (stopped|ESCAPED) {2}(.+?) {2,}\S", said, re.MULTILINE)
+    if ("yes", "seccomp") in layers:
+        assert [name for _, name in attacks] == list(ATTACKS)
+        assert {how for how, _ in attacks} == {"stopped"}
+        assert code == 0
+        assert "\nsafe: " in said
+    else:
+        assert attacks == []
+        assert code == 3
+        assert "\nNOT SAFE: " in said
     code, said = run("--port", str(server.port), "--discovery", server.url)
     assert code == 1
     assert "another program listens there" in said
