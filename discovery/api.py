@@ -158,6 +158,11 @@ def handle_errors(app: Flask) -> None:
     """Makes every error a problem document with a stable code."""
     answer_errors(app, log, challenge='Basic realm="EC262 account", charset="UTF-8"')
 
+    @app.errorhandler(redis.ResponseError)
+    def store_refused(error: redis.ResponseError) -> Response:
+        log.error("a fault of this service: the store refused a command: %s", error)
+        return problem("internal-error", "a fault of this service, not of the request; it is logged")
+
     @app.errorhandler(redis.RedisError)
     def store_down(error: redis.RedisError) -> Response:
         log.error("the store does not answer: %s", error)

@@ -48,13 +48,18 @@ class Leasing:
         policy = wanted.policy
         if policy.quorum > policy.max_replicas or policy.redundancy > policy.max_replicas:
             raise Malformed("policy: quorum and redundancy may not be more than max_replicas")
-        price = max(price_of(task.cpu_limit_s) for task in wanted.tasks)
+        prices = {price_of(task.cpu_limit_s) for task in wanted.tasks}
+        if len(prices) > 1:
+            raise Malformed("tasks: their CPU limits differ in price; lease each kind in a request of its own")
+        (price,) = prices
         worker_class = class_of(wanted.requirements.lane, wanted.requirements.python)
         for _ in range(ATTEMPTS):
             before = self._store.leased_before(account_id, wanted.idempotency_key)
             sample = self._store.sample(worker_class, self._settings.sample, account_id)
             if before is not None:
-                return self._repeat(account_id, wanted.job_id, before, sample, price)
+                # An empty answer is not remembered, so there is always a task to recognise the request by.
+                digests = {task.input_digest for task in wanted.tasks}
+                return self._repeat(account_id, wanted.job_id, before, digests, sample, price)
             affordable = _affordable(wanted.tasks, policy.redundancy, sample.balance)
             if not affordable:
                 needed = price_of(wanted.tasks[0].cpu_limit_s) * policy.redundancy
@@ -229,7 +234,9 @@ class Leasing:
             records.append(record)
         return records
 
-    def _repeat(self, account_id: str, job_id: str, task_ids: list[str], sample: Sample, price: int) -> m.Leased:
+    def _repeat(
+        self, account_id: str, job_id: str, task_ids: list[str], digests: set[bytes], sample: Sample, price: int
+    ) -> m.Leased:
         """The answer to a request that was answered before, made again from what is stored."""
         _, records = self._store.load(task_ids)
         mine = [
@@ -237,6 +244,8 @@ class Leasing:
             for task_id in task_ids
             if task_id in records and records[task_id].account_id == account_id and records[task_id].job_id == job_id
         ]
+        if not mine or any(record.input_digest not in digests for record in mine):
+            raise ProblemError(409, "conflict", "this idempotency key was used for other tasks: choose a new one")
         numbers = [(record, list(range(record.redundancy))) for record in mine]
         workers = self._store.workers(sorted({r.worker_id for record in mine for r in record.replicas}))
         return self._answer(account_id, job_id, numbers, workers, sample, price, sample.balance)

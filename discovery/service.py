@@ -18,9 +18,9 @@ from gevent.event import Event
 from gevent.os import make_nonblocking, nb_read
 
 from discovery.app import Discovery, create_discovery
-from discovery.settings import PRIVATE_CREDITS, PUBLIC_CREDITS, settings_for
+from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, settings_for
 from discovery.store.server import start_server
-from ec262.errors import EC262Error
+from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
 from ec262.serving import Limits, Server
 
@@ -73,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until a signal; returns the exit code: 0 after a signal, 1 when it could not start, 2 for wrong flags."""
     flags = parser().parse_args(arguments)
-    if flags.starting_credits is not None and flags.starting_credits < 0:
-        parser().error("--starting-credits has to be zero or more")
+    if flags.starting_credits is not None and not 0 <= flags.starting_credits <= MOST_STARTING_CREDITS:
+        parser().error(f"--starting-credits has to be from 0 to {MOST_STARTING_CREDITS}")
+    if not 0 <= flags.port <= 65_535:
+        parser().error("--port has to be from 0 to 65535")
     logging.basicConfig(
         level=logging.INFO if flags.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -96,9 +98,15 @@ def _serve(flags: argparse.Namespace) -> int:
         if url is None:
             store = start_server(flags.data_dir, ephemeral=flags.ephemeral)
             url = stack.enter_context(store).url
-        discovery = create_discovery(settings, url, flags.data_dir)
-        stack.callback(discovery.store.close)
-        discovery.store.ping()
+        try:
+            discovery = create_discovery(settings, url, flags.data_dir)
+            stack.callback(discovery.store.close)
+            discovery.store.ping()
+        except (redis.RedisError, ValueError) as reason:
+            where = f"--redis {flags.redis}" if flags.redis else "the embedded store"
+            raise SetupError(
+                f"{where}: {reason}; it takes redis://HOST:PORT/DB or unix:///PATH of a Redis that runs"
+            ) from None
         server = Server(
             discovery.app,
             flags.host,

@@ -51,6 +51,8 @@ class Settings:
 
 
 PRIVATE_CREDITS = 1_000_000
+MOST_STARTING_CREDITS = 10**9
+"""Far enough below 2**53 that all credits of a million accounts are exact wherever they are added up."""
 PUBLIC_CREDITS = 12
 
 

@@ -12,7 +12,7 @@ from discovery.registry import Registry
 from discovery.store.store import Conflict, Sample, Store
 from discovery.tasks import Changes, next_due
 from discovery.verdict import Accepted, More, Undecided
-from ec262.errors import ProblemError, SealBroken
+from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 from ec262.protocol.receipts import Receipt, open_receipts
@@ -21,6 +21,8 @@ from ec262.protocol.states import ReplicaState, TaskState
 log = logging.getLogger("ec262.discovery.settlement")
 
 SWEEP_BATCH = 500
+MOST_RECEIPTS = 20_000
+"""Of one settlement; a foreman's has a few hundred."""
 
 
 class _Shown:
@@ -52,6 +54,8 @@ class Settlement:
             ProblemError: ``conflict`` after many attempts.
         """
         shown, refused = self._open(asked.receipts)
+        if len(shown) > MOST_RECEIPTS:
+            raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
         lost = [split_lease(lease_id) for lease_id in asked.lost]
         task_ids = dict.fromkeys(decide)
@@ -93,24 +97,34 @@ class Settlement:
     def show(self, worker_id: str, tokens: Sequence[str]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         shown, _ = self._open([m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens])
-        self._change(
-            list(dict.fromkeys(item.task_id for item in shown)),
-            lambda records, now_ms, changes: [
-                self._record(records[item.task_id], item, changes) for item in shown if item.task_id in records
-            ],
-        )
+        for start in range(0, len(shown), SWEEP_BATCH):
+            batch = shown[start : start + SWEEP_BATCH]
+
+            def record(
+                records: dict[str, TaskRecord], now_ms: int, changes: Changes, batch: list[_Shown] = batch
+            ) -> None:
+                for item in batch:
+                    if item.task_id in records:
+                        self._record(records[item.task_id], item, changes)
+
+            self._change(list(dict.fromkeys(item.task_id for item in batch)), record)
 
     def expire_leases(self, lease_ids: Sequence[str]) -> None:
         """Frees what a worker held before it started anew."""
-        split = [split_lease(lease_id) for lease_id in lease_ids]
+        for start in range(0, len(lease_ids), SWEEP_BATCH):
+            batch = [split_lease(lease_id) for lease_id in lease_ids[start : start + SWEEP_BATCH]]
 
-        def expire(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            for task_id, number in split:
-                if task_id in records:
-                    rules.expire_replicas(records[task_id], [number], changes)
+            def expire(
+                records: dict[str, TaskRecord],
+                now_ms: int,
+                changes: Changes,
+                batch: list[tuple[str, int]] = batch,
+            ) -> None:
+                for task_id, number in batch:
+                    if task_id in records:
+                        rules.expire_replicas(records[task_id], [number], changes)
 
-        for start in range(0, len(split), SWEEP_BATCH):
-            self._change(list(dict.fromkeys(task_id for task_id, _ in split[start : start + SWEEP_BATCH])), expire)
+            self._change(list(dict.fromkeys(task_id for task_id, _ in batch)), expire)
 
     def sweep(self) -> int:
         """Does what time does to tasks that are due; returns how many it looked at (at most `SWEEP_BATCH`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ class Foreman(Caller):
     job_id = "0123456789abcdef" * 2
 
     def lease(self, count: int = 1, *, key: str | None = None, cpu_limit_s: float = 60.0, **policy: Any) -> m.Leased:
-        """Leases `count` tasks."""
+        """Leases `count` tasks; with the same `key` the same ones."""
+        key = key or os.urandom(12).hex()
         timeout_s = policy.pop("timeout_s", None)
         return self.call(
             "POST",
@@ -73,8 +75,11 @@ class Foreman(Caller):
             m.Leased,
             m.LeaseTasks(
                 job_id=self.job_id,
-                idempotency_key=key or os.urandom(12).hex(),
-                tasks=[m.TaskWanted(input_digest=os.urandom(32), cpu_limit_s=cpu_limit_s) for _ in range(count)],
+                idempotency_key=key,
+                tasks=[
+                    m.TaskWanted(input_digest=hashlib.sha256(f"{key} {n}".encode()).digest(), cpu_limit_s=cpu_limit_s)
+                    for n in range(count)
+                ],
                 requirements=m.Requirements(python="3.11"),
                 policy=m.Policy(**policy),
                 timeout_s=timeout_s,

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ec262.errors import SetupError
+
 EXAMPLES = """\
 examples:
   ec262 ledger verify --redis redis://localhost:6379/0
@@ -36,7 +38,12 @@ def run(flags: argparse.Namespace) -> int:
     from discovery.store.server import start_server  # noqa: PLC0415
     from discovery.store.store import Store  # noqa: PLC0415
 
-    server = None if flags.redis else start_server(flags.data_dir)
+    if flags.data_dir is not None and not flags.data_dir.is_dir():
+        raise SetupError(f"{flags.data_dir} is no directory of a discovery service")
+    try:
+        server = None if flags.redis else start_server(flags.data_dir)
+    except SetupError as reason:
+        raise SetupError(f"{reason}\nThe embedded store can be verified while its discovery is stopped.") from None
     try:
         store = Store(server.url if server is not None else flags.redis)
         audit = verify(store)

@@ -22,7 +22,6 @@ from ec262.errors import (
     InsufficientCredits,
     JobCancelled,
     JobFailed,
-    LimitExceeded,
     Malformed,
     NetworkError,
     NoWorkers,
@@ -31,26 +30,21 @@ from ec262.errors import (
     TaskFailed,
 )
 from ec262.foreman.options import JobOptions
+from ec262.foreman.payloads import batches, open_result, seal_input, seal_pieces
 from ec262.foreman.peers import PeerClient, PeerUnreachable
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import decode_value
-from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
-from ec262.protocol.receipts import Kind, result_commitment
-from ec262.protocol.sealing import seal, unseal
 
 log = logging.getLogger("ec262.foreman")
 
-TOKEN_BYTES = 4 * 1024 * 1024
-"""Plain bytes a token; larger inputs travel as several."""
-PUSH_BYTES = 16 * 1024 * 1024
-"""About as much as one push carries."""
 SETTLE_TASKS = 500
 LEASING = 2
 """Lease requests under way at a time: while one is answered the next is made ready."""
 RESULT_WAIT_S = 20.0
 PEER_RETRIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """A worker that does not answer is asked again after these pauses, then counts as lost."""
+DISAGREE_S = 5.0
+"""How long workers that disagree wait for one more to be asked."""
 PAUSE_S = 0.25
 """Until asking again for workers, or for verdicts that wait for workers."""
 
@@ -85,9 +79,8 @@ class Engine:
             redundancy=options.redundancy, quorum=options.agreement, max_replicas=options.max_replicas
         )
         self._requirements = m.Requirements(python=options.python, lane="native" if lane == "native" else "none")
-        self._program = _chunks(program)
+        self._program = program
         self._program_tokens: list[str] = []
-        self._program_key = b""
         self._poll_key = b""
         self.price = 1
         self._changed = changed
@@ -241,8 +234,7 @@ class Engine:
     def _meet(self, leased: m.Leased) -> None:
         if not self._poll_key:
             self._poll_key = leased.poll_key
-            self._program_key = leased.program_key
-            self._program_tokens = [seal(self._program_key, chunk) for chunk in self._program]
+            self._program_tokens = seal_pieces(leased.program_key, self._program)
 
     def _know(self, worker: m.AssignedWorker) -> None:
         """Makes a worker that tasks were leased to known."""
@@ -264,7 +256,7 @@ class Engine:
             by_worker.setdefault(replica.worker_id, []).append((task, replica))
         for worker in workers:
             mine = by_worker.get(worker.worker_id, [])
-            for start, end in pairwise(_batches(mine)):
+            for start, end in pairwise(batches(mine)):
                 self._spawn(self._push_to, worker, mine[start:end], sealed)
 
     def _push_to(
@@ -276,7 +268,7 @@ class Engine:
                 continue
             payload = sealed.get(task.task_id)
             if payload is None:
-                payload = [seal(task.input_key, chunk) for chunk in _chunks(frame_parts(task.parts))]
+                payload = seal_input(task)
                 if self._options.redundancy > 1:
                     sealed[task.task_id] = payload
             tasks.append(m.PushedTask(lease_id=replica.lease_id, payload=payload))
@@ -465,6 +457,12 @@ class Engine:
             now = time.monotonic()
             for task in stuck:
                 task.stuck_s = now if task.stuck_s is None else task.stuck_s
+                answered = sum(1 for replica in task.replicas.values() if replica.tokens)
+                if answered > 1 and now - task.stuck_s > min(DISAGREE_S, self._options.wait_for_workers_s):
+                    raise JobFailed(
+                        f"{answered} workers computed task {task.number} and too few agree, and no other is free to be "
+                        "asked: the program looks nondeterministic (time, chance, set order), unless workers lie"
+                    )
                 if now - task.stuck_s > self._options.wait_for_workers_s:
                     raise NoWorkers(
                         f"task {task.number} needs one more worker that has not had it yet, and none came free in "
@@ -496,19 +494,14 @@ class Engine:
             if replica is None or replica.tokens is None:
                 continue
             try:
-                parts = unframe_parts(b"".join([unseal(key.result_key, token) for token in replica.tokens]))
+                parts = open_result(verdict, key.result_key, replica.tokens, task.number)
             except (SealBroken, Malformed):
                 junk += 1
                 continue
-            if verdict.kind is Kind.OK:
-                if result_commitment(parts) != verdict.commitment:
-                    junk += 1
-                    continue
-                self.schedule.done_with(task, parts)
-                if not any(other.out for other in task.replicas.values()):
-                    self.schedule.forget(task)
-                return
-            raise _failure(verdict.kind, parts, task.number)
+            self.schedule.done_with(task, parts)
+            if not any(other.out for other in task.replicas.values()):
+                self.schedule.forget(task)
+            return
         if junk:
             log.warning("task %d: the bytes of %d paid results are not what was committed to", task.number, junk)
         self._start_over(task, "its result was accepted and paid, but the bytes delivered are not that result")
@@ -539,42 +532,3 @@ class Engine:
         else:
             log.debug("after the job failed: %s", reason)
         self._phase_over.set()
-
-
-def _failure(kind: Kind | None, parts: list[bytes], number: int) -> TaskFailed:
-    """The error that workers agreed on, for the user's traceback."""
-    try:
-        facts = decode_value(parts[0])
-        error_type, message = str(facts.get("type", "")), str(facts.get("message", ""))
-        remote = str(facts.get("traceback", ""))
-    except (Malformed, IndexError, AttributeError):
-        error_type, message, remote = "unknown error", "the worker did not say more", ""
-    text = f"task {number}: {error_type}: {message}"
-    if remote:
-        text += f"\n\nOn the worker:\n{remote}"
-    if kind is Kind.LIMIT:
-        return LimitExceeded(text, error_type=error_type, remote_traceback=remote)
-    return TaskFailed(text, error_type=error_type, remote_traceback=remote)
-
-
-def input_digest(parts: Sequence[bytes]) -> bytes:
-    """What a ticket binds a task's input with."""
-    return parts_digest(parts, domain=b"input")
-
-
-def _chunks(data: bytes) -> list[bytes]:
-    return [data[at : at + TOKEN_BYTES] for at in range(0, len(data), TOKEN_BYTES)] or [b""]
-
-
-def _batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
-    """Borders of runs whose inputs together are about `PUSH_BYTES`; 0 and the end included."""
-    borders = [0]
-    size = 0
-    for at, (task, _) in enumerate(pairs):
-        if size > PUSH_BYTES:
-            borders.append(at)
-            size = 0
-        size += sum(map(len, task.parts))
-    if pairs:
-        borders.append(len(pairs))
-    return borders

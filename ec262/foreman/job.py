@@ -15,8 +15,9 @@ from ec262.credentials import Account, CredentialStore
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.embedded import embedded_network
 from ec262.errors import InsufficientCredits, JobCancelled, JobFailed
-from ec262.foreman.engine import Engine, input_digest
+from ec262.foreman.engine import Engine
 from ec262.foreman.options import JobOptions
+from ec262.foreman.payloads import input_digest
 from ec262.foreman.rehearsal import rehearse, sample_of
 from ec262.foreman.report import Meter, Progress, ProgressCallback, Report
 from ec262.foreman.schedule import Task
@@ -165,9 +166,11 @@ class Job:
             self._elapsed_s = time.monotonic() - self._started_s
             self._phase = "done"
             self._loop = None
-            self._meter.show(self.progress())
-            gevent.get_hub().destroy(destroy_loop=True)
-            self._over.set()
+            try:
+                self._meter.show(self.progress())
+                gevent.get_hub().destroy(destroy_loop=True)
+            finally:
+                self._over.set()  # whatever else goes wrong: somebody waits for this
             atexit.unregister(self._leave)
 
     def _leave(self) -> None:

@@ -44,6 +44,10 @@ class JobOptions:
         _between("max_replicas", self.max_replicas, max(self.redundancy, self.agreement), 64)
         _between("cpu_limit_s", self.cpu_limit_s, 0.001, 3600)
         _between("max_retries", self.max_retries, 0, 1000)
+        for name in ("redundancy", "max_replicas", "max_retries", "items_per_task", "reducers"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise ProgramError(f"{name}={value!r}: has to be a whole number")
         _between("wait_for_workers_s", self.wait_for_workers_s, 0, float("inf"))
         if self.timeout_s is not None:
             _between("timeout_s", self.timeout_s, 0.001, 86_400)
@@ -60,4 +64,5 @@ class JobOptions:
 
 def _between(name: str, value: float, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ProgramError(f"{name}={value!r}: has to be a number from {least:g} to {most:g}")
+        reach = f"of {least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
+        raise ProgramError(f"{name}={value!r}: has to be a number {reach}")

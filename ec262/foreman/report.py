@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Report:
     balance_before: int = 0
     balance_after: int = 0
 
+
+log = logging.getLogger("ec262.foreman")
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -114,4 +117,9 @@ class Meter:
         now = time.monotonic()
         if progress.phase != self._phase or now - self._last >= self._every_s:
             self._last, self._phase = now, progress.phase
-            self._callback(progress)
+            try:
+                self._callback(progress)
+            except Exception:
+                # A job that is paid for does not fail of a line that nobody can read any more.
+                log.exception("the progress callback failed; it is not called again")
+                self._callback = None

@@ -66,6 +66,8 @@ def run_job(
         KeyboardInterrupt: Ctrl-C cancels the job, settles what is done and has the rest of the escrow returned.
     """
     line: TerminalLine | None = None
+    if progress is not None and not callable(progress) and not isinstance(progress, bool):
+        raise ProgramError(f"progress={progress!r:.80}: has to be a function, True, False or None")
     if callable(progress):
         callback: ProgressCallback | None = progress
     elif progress is False:
@@ -102,7 +104,8 @@ def _submit(
     try:
         checked = JobOptions(**options)
     except TypeError as reason:
-        known = ", ".join(name for name in JobOptions.__dataclass_fields__)
+        own = ("mapper", "reducer", "combiner", "discovery", "progress")
+        known = ", ".join((*own, *(name for name in JobOptions.__dataclass_fields__ if name != "python")))
         raise ProgramError(f"{str(reason).replace('JobOptions.__init__() ', '')}; options are: {known}") from None
     return Job(
         data, program, checked, discovery=discovery or os.environ.get("EC262_DISCOVERY") or None, progress=progress

@@ -298,7 +298,7 @@ class PushTasks(Message, frozen=True, kw_only=True):
 class Pushed(Message, frozen=True, kw_only=True):
     """How many leases the worker took; `missing_program` says to push again with it."""
 
-    taken: int
+    taken: Annotated[int, Meta(ge=0)]
     missing_program: bool = False
 
 

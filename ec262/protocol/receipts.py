@@ -36,7 +36,8 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
         lease_id: the replica.
         kind: how it ended.
         commitment: 32 bytes, `result_commitment` or `failure_commitment`.
-        token_digests: SHA-256 of each sealed token of the result: binds the worker to what it delivers.
+        token_digests: SHA-256 of each sealed token of the result: binds the worker to what it delivers, for the
+            day a foreman disputes it.
         cpu_s: CPU seconds used.
         reason: for `Kind.REFUSED`, why.
     """
@@ -95,6 +96,6 @@ def open_receipts(worker_key: bytes, token: str, *, worker_id: str) -> ReceiptBu
     if bundle.worker_id != worker_id:
         raise SealBroken("the receipt names another worker")
     for receipt in bundle.receipts:
-        if len(receipt.commitment) != 32:
+        if len(receipt.commitment) != 32 or not 0 <= receipt.cpu_s < 1e9:
             raise SealBroken("a receipt of another form: the worker is too old or too new")
     return bundle

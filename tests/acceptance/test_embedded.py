@@ -105,8 +105,10 @@ if __name__ == "__main__":
     job = lambda: ec262.run_job({1: "a b", 2: "a"}, mapper=words, reducer=total)
     print(job())
     pid = embedded_network().discovery_pid
-    threads = [threading.Thread(target=lambda: print(job())) for _ in range(2)]
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(job())) for _ in range(2)]
     [t.start() for t in threads]; [t.join() for t in threads]
+    print(found[0]); print(found[1])
     async def main():
         print(await asyncio.to_thread(job))
     asyncio.run(main())

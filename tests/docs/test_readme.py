@@ -93,29 +93,34 @@ def test_three_terminals(tmp_path: Path, environment: dict[str, str]) -> None:
             words = shlex.split(line)
             worker = start([*words[:3], "-P", "0", "--discovery", url])
             listening(worker, r"in the pool of (\S+)")
-        before = requests.get(f"{url}/v1/credits", timeout=10).json()
-        (job,) = [line for line in commands() if line.startswith("EC262_DISCOVERY=")]
-        assert shlex.split(job)[1:] == ["python", "example.py"]
+        (job,) = [shlex.split(line) for line in commands() if "python example.py" in line]
+        assert job == ["EC262_HOME=./foreman", "EC262_DISCOVERY=http://127.0.0.1:26262", "python", "example.py"]
         done = subprocess.run(
             [sys.executable, "example.py"],
-            env={**environment, "EC262_DISCOVERY": url},
+            env={**environment, "EC262_HOME": str(tmp_path / "foreman"), "EC262_DISCOVERY": url},
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
         assert "cost 5 credits" in done.stdout
-        stored = json.loads((tmp_path / ".config" / "ec262" / "credentials.json").read_text())
-        (known,) = stored["discoveries"].values()
-        account = known["account_id"], known["secret"]
-        answer = requests.get(f"{url}/", auth=account, timeout=10).json()
-        assert answer["account"]["balance"] == before["accounts"], "one machine, one account: it paid itself"
-        assert answer["account"]["spent"] == answer["account"]["earned"] == 5
+        assert "had 1000000 credits and has 999995" in done.stdout
+
+        def stored(path: Path) -> dict[str, int]:
+            """What `curl -u ACCOUNT:SECRET` shows of the account that is stored there."""
+            (known,) = json.loads((path / "credentials.json").read_text())["discoveries"].values()
+            answer = requests.get(f"{url}/", auth=(known["account_id"], known["secret"]), timeout=10)
+            return dict(answer.json()["account"])
+
+        paid, earned = stored(tmp_path / "foreman"), stored(tmp_path / ".config" / "ec262")
+        assert (paid["balance"], paid["spent"]) == (999_995, 5)
+        assert (earned["balance"], earned["earned"]) == (1_000_005, 5)
         time.sleep(1.05)
         after = requests.get(f"{url}/v1/credits", timeout=10).json()
         assert after["minted"] - after["burnt"] == after["accounts"] + after["escrow"]
+        assert after["minted"] == paid["balance"] + earned["balance"]
         shown = subprocess.run(
             [sys.executable, "-m", "ec262.cli", "balance", "--discovery", url],
             env=environment, capture_output=True, text=True, timeout=30, check=True,
         )  # fmt: skip
-        assert "earned   5, spent 5, workers 2" in shown.stdout
+        assert "earned   5, spent 0, workers 2" in shown.stdout
     finally:
         for process in reversed(running):
             process.send_signal(signal.SIGINT)
@@ -125,7 +130,7 @@ def test_three_terminals(tmp_path: Path, environment: dict[str, str]) -> None:
 
 def test_every_command_of_the_readme_has_flags_that_exist() -> None:
     for line in commands():
-        words = [word for word in shlex.split(line) if "=" not in word]
+        words = [word for word in shlex.split(line) if "=" not in word]  # flags of the environment aside
         if words[0] in ("make", "curl") or words[1:] == ["example.py"]:
             continue
         known = subprocess.run(

@@ -15,7 +15,7 @@ import redis
 from discovery.app import Discovery
 from discovery.store.store import Store
 from ec262.protocol import messages as m
-from ec262.protocol.receipts import Kind
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
 from ec262.protocol.routes import routes_of
 from tests.conftest import MakeDiscovery
 from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker, answer_all
@@ -218,6 +218,73 @@ def test_a_repeated_lease_request_gets_the_same_answer_and_costs_nothing(discove
     for worker in workers:
         assert worker.bundle(again) == worker.bundle(first)
     assert foreman.state.escrow == 8
+
+
+def test_a_key_used_for_other_tasks_is_a_conflict(discovery: Discovery) -> None:
+    foreman, _ = trio(discovery)
+    foreman.lease(2, key="the-same-key")
+    other = Foreman(discovery, foreman.account)
+    other.job_id = "ff" * 16
+    with pytest.raises(Problem, match="conflict"):
+        other.lease(2, key="the-same-key")
+    body = m.LeaseTasks(
+        job_id=foreman.job_id,
+        idempotency_key="the-same-key",
+        tasks=[m.TaskWanted(input_digest=bytes(32))],
+        requirements=m.Requirements(python="3.11"),
+    )
+    with pytest.raises(Problem, match="conflict"):
+        foreman.call("POST", "/v1/tasks", m.Leased, body)
+    assert foreman.state.escrow == 2
+
+
+def test_tasks_of_different_prices_are_not_mixed(discovery: Discovery) -> None:
+    foreman, _ = trio(discovery)
+    body = m.LeaseTasks(
+        job_id=foreman.job_id,
+        idempotency_key="the-same-key",
+        tasks=[m.TaskWanted(input_digest=bytes(32), cpu_limit_s=limit) for limit in (1, 3600)],
+        requirements=m.Requirements(python="3.11"),
+    )
+    with pytest.raises(Problem, match="malformed-body"):
+        foreman.call("POST", "/v1/tasks", m.Leased, body)
+    assert foreman.state.escrow == 0
+
+
+def test_nine_thousand_leases_of_one_worker_go_and_come_whole(discovery: Discovery) -> None:
+    """More than Lua's unpack takes: a step that stopped in the middle would free the credits and keep the slots."""
+    foreman, worker = Foreman(discovery), Worker(Caller(discovery), slots=18)
+    leases = [replica.lease_id for _ in range(9) for task in foreman.lease(1000).tasks for replica in task.replicas]
+    assert len(leases) == 9000
+    assert discovery.store.workers([worker.worker_id])[worker.worker_id].used == 9000
+    foreman.settle([worker.receipts(leases, kind=Kind.REFUSED)])
+    assert foreman.state.escrow == 0
+    assert discovery.store.workers([worker.worker_id])[worker.worker_id].used == 0
+    assert worker.heartbeat().open_leases == []
+
+
+def test_more_receipts_than_a_foreman_can_have_are_refused(discovery: Discovery) -> None:
+    foreman, worker = Foreman(discovery), Worker(Caller(discovery))
+    with pytest.raises(Problem, match="malformed-body"):
+        foreman.settle([worker.receipts([f"{'ab' * 8}.0"] * 20_001)])
+
+
+@pytest.mark.parametrize("cpu_s", [float("nan"), float("inf"), -1.0, -1e300])
+def test_receipts_with_impossible_times_do_not_count(discovery: Discovery, cpu_s: float) -> None:
+    foreman, worker = Foreman(discovery), Worker(Caller(discovery))
+    leased = foreman.lease()
+    bundle = ReceiptBundle(
+        worker.worker_id, 1, [Receipt(leased.tasks[0].replicas[0].lease_id, Kind.OK, RIGHT, [], cpu_s)]
+    )
+    token = seal_receipts(worker.registered.worker_key, bundle)
+    settled = foreman.settle([m.SealedReceipts(worker_id=worker.worker_id, token=token)], [leased.tasks[0].task_id])
+    assert (settled.tasks[0].verdict, settled.refused_receipts) == ("pending", [0])
+
+
+def test_starting_credits_are_minted_and_credited_as_one(make_discovery: MakeDiscovery) -> None:
+    """However large: numbers that Lua would write as 1e+18 once left an account with credits nobody had minted."""
+    caller = Caller(make_discovery(starting_credits=10**18))
+    assert totals(caller) == (10**18, 10**18, 0)
 
 
 def test_another_foreman_with_the_same_key_and_job_gets_other_keys(discovery: Discovery) -> None:

@@ -49,7 +49,7 @@ DISCOVERY_ORDER = [
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
-FOREMAN_ORDER = ["options", "report", "schedule", "peers", "engine", "original", "rehearsal", "job", "run"]
+FOREMAN_ORDER = ["options", "report", "schedule", "payloads", "peers", "engine", "original", "rehearsal", "job", "run"]
 
 # A program that ``python -m`` starts is its command line.
 ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}

@@ -25,6 +25,15 @@
 local c = cmsgpack.unpack(ARGV[1])
 local P = '{ec}:'
 
+-- Lua's unpack takes some thousand values at most: a worker may give back more leases than that at once.
+local function in_pieces(command, key, items)
+  local done = 0
+  for start = 1, #items, 1000 do
+    done = done + redis.call(command, key, unpack(items, start, math.min(start + 999, #items)))
+  end
+  return done
+end
+
 local stale = {}
 for _, t in ipairs(c.tasks) do
   if redis.call('GETRANGE', P .. 'task:' .. t[1], 0, 7) ~= t[2] then stale[#stale + 1] = t[1] end
@@ -61,7 +70,7 @@ if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
 for _, n in ipairs(c.counts) do redis.call('HINCRBY', P .. n[1], n[2], n[3]) end
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
-  local freed = redis.call('SREM', key .. ':leases', unpack(f[2]))
+  local freed = in_pieces('SREM', key .. ':leases', f[2])
   if freed > 0 then
     local used = redis.call('HINCRBY', key, 'used', -freed)
     local w = redis.call('HMGET', key, 'capacity', 'class')
@@ -72,7 +81,7 @@ for _, f in ipairs(c.frees) do
 end
 for _, t in ipairs(c.takes) do
   local key = P .. 'worker:' .. t[1]
-  redis.call('SADD', key .. ':leases', unpack(t[3]))
+  in_pieces('SADD', key .. ':leases', t[3])
   local used = redis.call('HINCRBY', key, 'used', #t[3])
   local w = redis.call('HMGET', key, 'capacity', 'class')
   if used >= tonumber(w[1]) then redis.call('SREM', P .. 'pool:' .. w[2], t[1]) end

@@ -1,0 +1,87 @@
+"""Payloads: what a foreman sends to workers, cut and sealed, and what it gets from them, opened and checked. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ec262.errors import LimitExceeded, Malformed, TaskFailed
+from ec262.foreman.schedule import Replica, Task
+from ec262.protocol import messages as m
+from ec262.protocol.canonical import decode_value
+from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
+from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
+from ec262.protocol.sealing import seal, unseal
+
+TOKEN_BYTES = 4 * 1024 * 1024
+"""Plain bytes a token; larger things travel as several."""
+PUSH_BYTES = 16 * 1024 * 1024
+"""About as much as one push carries."""
+TEXT_CHARACTERS = 20_000
+"""Most that is shown of a text from a worker."""
+
+
+def input_digest(parts: Sequence[bytes]) -> bytes:
+    """What a ticket binds a task's input with."""
+    return parts_digest(parts, domain=b"input")
+
+
+def seal_input(task: Task) -> list[str]:
+    """A task's input as tokens, the same for all its replicas."""
+    return seal_pieces(task.input_key, frame_parts(task.parts))
+
+
+def seal_pieces(key: bytes, data: bytes) -> list[str]:
+    """Bytes of any length as tokens."""
+    return [seal(key, data[at : at + TOKEN_BYTES]) for at in range(0, max(1, len(data)), TOKEN_BYTES)]
+
+
+def batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
+    """Borders of runs whose inputs together are about `PUSH_BYTES`; 0 and the end included."""
+    borders = [0]
+    size = 0
+    for at, (task, _) in enumerate(pairs):
+        if size > PUSH_BYTES:
+            borders.append(at)
+            size = 0
+        size += sum(map(len, task.parts))
+    if pairs:
+        borders.append(len(pairs))
+    return borders
+
+
+def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str], number: int) -> list[bytes]:
+    """A paid result's parts, when they are what was agreed on.
+
+    Args:
+        number: the task's, for the message.
+
+    Raises:
+        TaskFailed: what was agreed on is that the program failed.
+        Malformed, SealBroken: the bytes delivered are not the result that their worker committed to.
+    """
+    parts = unframe_parts(b"".join([unseal(result_key, token) for token in tokens]))
+    if verdict.kind is Kind.OK:
+        if result_commitment(parts) != verdict.commitment:
+            raise Malformed("the result is not the one its worker committed to")
+        return parts
+    facts = decode_value(parts[0]) if len(parts) == 1 else None
+    if not isinstance(facts, dict) or verdict.kind is None:
+        raise Malformed("a failure without its facts")
+    agreed = ("limit",) if verdict.kind is Kind.LIMIT else ("type", "line")
+    if failure_commitment(verdict.kind, *(str(facts.get(name, "")) for name in agreed)) != verdict.commitment:
+        raise Malformed("the failure is not the one its worker committed to")
+    error_type = _text(facts.get("type", ""))
+    text = f"task {number}: {error_type}: {_text(facts.get('message', ''))}"
+    remote = _text(facts.get("traceback", ""))
+    if remote:
+        text += f"\n\nOn the worker:\n{remote}"
+    if verdict.kind is Kind.LIMIT:
+        raise LimitExceeded(text, error_type=error_type, remote_traceback=remote)
+    raise TaskFailed(text, error_type=error_type, remote_traceback=remote)
+
+
+def _text(thing: Any) -> str:
+    """Text from a stranger for a terminal: no control characters but line ends, of a bearable length."""
+    text = str(thing)[:TEXT_CHARACTERS]
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
