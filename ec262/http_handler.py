@@ -331,6 +331,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
             self._buffered += len(piece)
             self.server.buffered += len(piece)
             if self.server.buffered > limits.max_buffered_bytes:
+                self._give_back()  # at once: the others must not be refused for what is dropped here
                 raise _Refused(
                     HTTPStatus.SERVICE_UNAVAILABLE, "busy", "Too many large requests at once; try again later."
                 )

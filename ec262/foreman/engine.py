@@ -30,7 +30,7 @@ from ec262.errors import (
     TaskFailed,
 )
 from ec262.foreman.options import JobOptions
-from ec262.foreman.payloads import batches, open_result, seal_input, seal_pieces
+from ec262.foreman.payloads import batches, describe, open_result, seal_input, seal_pieces
 from ec262.foreman.peers import PeerClient, PeerUnreachable
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.protocol import messages as m
@@ -460,12 +460,12 @@ class Engine:
                 answered = sum(1 for replica in task.replicas.values() if replica.tokens)
                 if answered > 1 and now - task.stuck_s > min(DISAGREE_S, self._options.wait_for_workers_s):
                     raise JobFailed(
-                        f"{answered} workers computed task {task.number} and too few agree, and no other is free to be "
+                        f"{answered} workers computed {describe(task)} and too few agree, and no other is free to be "
                         "asked: the program looks nondeterministic (time, chance, set order), unless workers lie"
                     )
                 if now - task.stuck_s > self._options.wait_for_workers_s:
                     raise NoWorkers(
-                        f"task {task.number} needs one more worker that has not had it yet, and none came free in "
+                        f"{describe(task)} needs one more worker that has not had it yet, and none came free in "
                         f"{self._options.wait_for_workers_s:g} s: start more workers, or ask for less redundancy"
                     )
             if stuck:
@@ -494,7 +494,7 @@ class Engine:
             if replica is None or replica.tokens is None:
                 continue
             try:
-                parts = open_result(verdict, key.result_key, replica.tokens, task.number)
+                parts = open_result(verdict, key.result_key, replica.tokens, task)
             except (SealBroken, Malformed):
                 junk += 1
                 continue
@@ -508,7 +508,7 @@ class Engine:
 
     def _start_over(self, task: Task, why: str) -> None:
         if task.attempts >= self._options.max_retries:
-            raise JobFailed(f"task {task.number} was tried {task.attempts + 1} times; the last time: {why}")
+            raise JobFailed(f"{describe(task)} was tried {task.attempts + 1} times; the last time: {why}")
         log.info("task %d starts over: %s", task.number, why)
         self.schedule.start_over(task)
         self._to_lease.set()

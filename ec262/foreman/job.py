@@ -266,7 +266,7 @@ class Job:
             if len(parts) > MAX_PARTS:
                 raise JobFailed(f"reduce takes the results of at most {MAX_PARTS - 1} map tasks: raise items_per_task")
             if len(parts) > 1:
-                tasks.append(Task(index, parts, input_digest(parts)))
+                tasks.append(Task(index, parts, input_digest(parts), "reduce"))
         for task in mapped:
             task.result = None
         self._reduce_total = len(tasks)

@@ -8,7 +8,7 @@ from typing import Any
 from ec262.errors import LimitExceeded, Malformed, TaskFailed
 from ec262.foreman.schedule import Replica, Task
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import decode_value
+from ec262.protocol.canonical import decode_pairs, decode_value
 from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
 from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
 from ec262.protocol.sealing import seal, unseal
@@ -50,11 +50,8 @@ def batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
     return borders
 
 
-def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str], number: int) -> list[bytes]:
+def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str], task: Task) -> list[bytes]:
     """A paid result's parts, when they are what was agreed on.
-
-    Args:
-        number: the task's, for the message.
 
     Raises:
         TaskFailed: what was agreed on is that the program failed.
@@ -72,13 +69,22 @@ def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str]
     if failure_commitment(verdict.kind, *(str(facts.get(name, "")) for name in agreed)) != verdict.commitment:
         raise Malformed("the failure is not the one its worker committed to")
     error_type = _text(facts.get("type", ""))
-    text = f"task {number}: {error_type}: {_text(facts.get('message', ''))}"
+    text = f"{describe(task)}: {error_type}: {_text(facts.get('message', ''))}"
     remote = _text(facts.get("traceback", ""))
     if remote:
         text += f"\n\nOn the worker:\n{remote}"
     if verdict.kind is Kind.LIMIT:
         raise LimitExceeded(text, error_type=error_type, remote_traceback=remote)
     raise TaskFailed(text, error_type=error_type, remote_traceback=remote)
+
+
+def describe(task: Task) -> str:
+    """The task for a person: its phase and number, and the keys that a map task was given."""
+    text = f"{task.phase} task {task.number}"
+    if task.phase == "map" and len(task.parts) > 1:
+        keys = [key for key, _ in decode_pairs(task.parts[1])]
+        text += f" (key {keys[0]!r:.80})" if len(keys) == 1 else f" ({len(keys)} items from key {keys[0]!r:.80})"
+    return text
 
 
 def _text(thing: Any) -> str:

@@ -66,16 +66,21 @@ class TerminalLine:
         """Shows `progress`."""
         if self._on:
             text = describe(progress)
-            self._stream.write("\r" + text.ljust(self._width))
-            self._stream.flush()
+            self._write("\r" + text.ljust(self._width))
             self._width = len(text)
 
     def end(self) -> None:
         """Leaves the line."""
         if self._on and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._write("\n")
             self._width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # the terminal is gone: no reason to lose the job
+            self._on = False
 
 
 def describe(progress: Progress) -> str:

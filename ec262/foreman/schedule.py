@@ -51,6 +51,7 @@ class Task:
     number: int
     parts: list[bytes]
     digest: bytes
+    phase: Literal["map", "reduce"] = "map"
     task_id: str = ""
     input_key: bytes = b""
     replicas: dict[str, Replica] = field(default_factory=dict)

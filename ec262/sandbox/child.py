@@ -309,6 +309,8 @@ def explain(reason: BaseException) -> bytes:
     text = "\n\nwhich led to:\n\n".join(_one_traceback(link) for link in reversed(chain))
     places = _places(reason)
     line = f"{places[-1].filename}:{places[-1].lineno}" if places else ""
+    if not places and len(chain) == 1:
+        text = ""  # not raised in the program: there is nothing to show but the message
     return json.dumps(
         {"type": _type_name(reason), "message": _message(reason), "line": line, "traceback": text[-16_000:]}
     ).encode()

@@ -139,7 +139,10 @@ class Holdings:
         self._sequences[key] = sequence
         self._sequences.move_to_end(key)
         if len(self._sequences) > MAX_SEQUENCES:
-            self._sequences.popitem(last=False)
+            # Never of a job that is still here: what somebody overheard could be sent again.
+            here = {poll_key for _, poll_key in self.jobs}
+            for old in [old for old in self._sequences if old not in here][: len(self._sequences) - MAX_SEQUENCES]:
+                del self._sequences[old]
         return True
 
     # --- in ---

@@ -208,3 +208,41 @@ if __name__ == "__main__":
         environment,
     )
     assert done.stdout == "equal\n", done.stderr
+
+
+def test_a_progress_callback_that_fails_does_not_fail_the_job(environment: dict[str, str]) -> None:
+    done = run(
+        """
+if __name__ == "__main__":
+    print(ec262.run_job({1: "a"}, mapper=words, reducer=total, progress=lambda p: 1 / 0))
+    sys.stderr.close()
+    print(ec262.run_job({1: "a"}, mapper=words, reducer=total, progress=True))
+""",
+        environment,
+    )
+    assert done.stdout.splitlines() == ["{'a': 1}"] * 2
+    assert "the progress callback failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        ("{1: 'a'}, mapper=words, items_per_task=1.5", "items_per_task=1.5: has to be a whole number"),
+        ("{1: 'a'}, mapper=words, items_per_task=0", "has to be a number of 1 or more"),
+        ("{1: 'a'}, mapper=words, progress=5", "progress=5: has to be a function, True, False or None"),
+        (
+            "{1: 'a'}, mapper=words, redundnacy=3",
+            "options are: mapper, reducer, combiner, discovery, progress, redundancy",
+        ),
+        ("{1: 'a'}", "no mapper: mark a function of module __main__ with @ec262.mapper"),
+        ("5, mapper=words", "data has to be a dictionary or (key, value) pairs, not a int"),
+        ("{1: {2}}, mapper=words", "only None, bool, int, float, str, bytes, list, tuple and dict travel"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_refused_before_anything_starts(
+    environment: dict[str, str], call: str, said: str
+) -> None:
+    done = run(f"ec262.run_job({call})", environment)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "ec262-" not in done.stderr
