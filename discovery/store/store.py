@@ -90,7 +90,7 @@ class Store:
     def create_account(self, account_id: str, secret_hash: bytes, name: str, credits: int) -> bool:
         """Makes an account with minted credits; False when the id is taken."""
         entry = _pack([("mint", f"account:{account_id}", credits)]) if credits else b""
-        return bool(self._run("create_account", account_id, secret_hash, name, credits, entry))
+        return bool(self._run("create_account", account_id, secret_hash, name, credits, entry, -credits))
 
     def secret_hash(self, account_id: str) -> bytes | None:
         """The stored hash of an account's secret; None: no such account."""

@@ -332,7 +332,8 @@ class Engine:
             try:
                 answer = client.results(after=cursor, wait_s=RESULT_WAIT_S)
             except ProblemError as reason:
-                if reason.code != "unknown-job" or failures >= 3:
+                # Unauthorized: a request that was sent later, to cancel say, came first; the next number is good again.
+                if reason.code not in ("unknown-job", "unauthorized") or failures >= 3:
                     log.warning("worker %s: %s", worker_id, reason)
                     self._give_up_on(worker_id, None)
                     failures = 0

@@ -281,10 +281,11 @@ def test_receipts_with_impossible_times_do_not_count(discovery: Discovery, cpu_s
     assert (settled.tasks[0].verdict, settled.refused_receipts) == ("pending", [0])
 
 
-def test_starting_credits_are_minted_and_credited_as_one(make_discovery: MakeDiscovery) -> None:
+@pytest.mark.parametrize("credits", [0, 1, 10**15, 10**18])
+def test_starting_credits_are_minted_and_credited_as_one(make_discovery: MakeDiscovery, credits: int) -> None:
     """However large: numbers that Lua would write as 1e+18 once left an account with credits nobody had minted."""
-    caller = Caller(make_discovery(starting_credits=10**18))
-    assert totals(caller) == (10**18, 10**18, 0)
+    caller = Caller(make_discovery(starting_credits=credits))
+    assert totals(caller) == (credits, credits, 0)
 
 
 def test_another_foreman_with_the_same_key_and_job_gets_other_keys(discovery: Discovery) -> None:
