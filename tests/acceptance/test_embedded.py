@@ -113,6 +113,7 @@ if __name__ == "__main__":
         print(await asyncio.to_thread(job))
     asyncio.run(main())
     assert embedded_network().discovery_pid == pid
+    sys.stdout.flush()  # or the child would print it once more
     child = os.fork()
     if child == 0:
         print(job(), flush=True)  # a network of the child's own

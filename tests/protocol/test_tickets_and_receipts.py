@@ -55,7 +55,7 @@ receipts = st.builds(
     kind=st.sampled_from(Kind),
     commitment=byte_keys,
     token_digests=st.lists(byte_keys, max_size=3),
-    cpu_s=seconds,
+    cpu_s=st.floats(0, 1e8),
     reason=st.text(max_size=20),
 )
 receipt_bundles = st.builds(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -57,8 +58,20 @@ def _pythons() -> list[str]:
             continue
         here = [str(path / "bin/python") for path in sorted(root.glob(f"3.{minor}.*"))]
         elsewhere = shutil.which(f"python3.{minor}")
-        found += here[-1:] or ([elsewhere] if elsewhere and not root.exists() else [])
-    return found
+        found += here[-1:] or ([elsewhere] if elsewhere else [])
+    return [python for python in found if _is_another(python)]
+
+
+def _is_another(python: str) -> bool:
+    """Whether it runs (a version manager's shim may not) and is of another version than this."""
+    told = subprocess.run(
+        [python, "-c", "import sys; print(sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return told.returncode == 0 and told.stdout.strip() not in ("", str(sys.version_info[:2]))
 
 
 @pytest.fixture(scope="module", params=_pythons() or [""], ids=lambda path: path.split("/")[-3] if path else "none")
