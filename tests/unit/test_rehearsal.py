@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import itertools
 import json
-import gc
 import os
 import random
 import subprocess
