@@ -13,10 +13,11 @@ from discovery.records import TaskRecord, WorkerRecord, class_of
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.store import Conflict, Sample, Store
-from discovery.tasks import Changes, Grace, add_replicas, next_due, price_of
+from discovery.tasks import Changes, Grace, add_replicas, next_due
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
+from ec262.protocol.credits import price_of
 from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 

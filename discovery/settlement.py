@@ -68,7 +68,7 @@ class Settlement:
                 for task_id, record in found.items()
                 if record.account_id == account_id and record.job_id == asked.job_id
             }
-            before = {task_id: (record.version, _fingerprint(record)) for task_id, record in records.items()}
+            before = _fingerprints(records)
             changes = Changes()
             bad = set(refused)
             for item in shown:
@@ -80,10 +80,7 @@ class Settlement:
                 if task_id in records and number < len(records[task_id].replicas):
                     records[task_id].replicas[number].lost = True
             added = self._decide(records, decide, now_ms, changes)
-            for task_id, record in records.items():
-                version, fingerprint = before[task_id]
-                if _fingerprint(record) != fingerprint:
-                    changes.tasks.append((record, version, next_due(record, self._grace)))
+            self._note_changed(records, before, changes)
             try:
                 if changes.tasks:
                     self._store.commit(changes, now_ms, needs=_needs(account_id, changes))
@@ -151,13 +148,10 @@ class Settlement:
             return
         for _ in range(ATTEMPTS):
             now_ms, records = self._store.load(task_ids)
-            before = {task_id: (record.version, _fingerprint(record)) for task_id, record in records.items()}
+            before = {} if always else _fingerprints(records)
             changes = Changes()
             change(records, now_ms, changes)
-            for task_id, record in records.items():
-                version, fingerprint = before[task_id]
-                if always or _fingerprint(record) != fingerprint:
-                    changes.tasks.append((record, version, next_due(record, self._grace)))
+            self._note_changed(records, before, changes)
             try:
                 if changes.tasks:
                     self._store.commit(changes, now_ms)
@@ -165,6 +159,14 @@ class Settlement:
             except Conflict:
                 continue
         log.warning("tasks changed too often to be changed here; they stay due: %d tasks", len(task_ids))
+
+    def _note_changed(
+        self, records: dict[str, TaskRecord], before: dict[str, tuple[object, ...]], changes: Changes
+    ) -> None:
+        """Has those records committed that the rules changed, and those of which nothing is known from before."""
+        for task_id, record in records.items():
+            if before.get(task_id) != _fingerprint(record):
+                changes.tasks.append((record, record.version, next_due(record, self._grace)))
 
     def _open(self, sealed: Sequence[m.SealedReceipts]) -> tuple[list[_Shown], list[int]]:
         """The receipts in bundles that hold, and the positions of those that do not."""
@@ -318,6 +320,10 @@ def _why(record: TaskRecord) -> str:
 def _fingerprint(record: TaskRecord) -> tuple[object, ...]:
     """What the rules may change of a record: cheaper to compare than to encode it twice."""
     return (record.state, *[(replica.state, replica.lost) for replica in record.replicas])
+
+
+def _fingerprints(records: dict[str, TaskRecord]) -> dict[str, tuple[object, ...]]:
+    return {task_id: _fingerprint(record) for task_id, record in records.items()}
 
 
 def _with_used(worker: WorkerRecord, more: int) -> WorkerRecord:

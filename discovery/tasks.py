@@ -56,11 +56,6 @@ class Grace:
     settled_ms: int
 
 
-def price_of(cpu_limit_s: float) -> int:
-    """Credits for one replica: one for up to 60 CPU seconds, in proportion beyond."""
-    return max(1, -(-int(cpu_limit_s * 1000) // 60_000))
-
-
 def add_replicas(task: TaskRecord, workers: list[WorkerRecord], now_ms: int, changes: Changes) -> list[int]:
     """Leases the task to further workers and puts their price in escrow; returns the new replicas' numbers."""
     numbers = []

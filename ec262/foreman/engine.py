@@ -72,7 +72,6 @@ class Engine:
         self.paid: dict[str, str] = {}
         self.credits_spent = 0
         self.dissenters: set[str] = set()
-        self.balance = 0
         self._discovery = discovery
         self._options = options
         self._policy = m.Policy(
@@ -95,7 +94,6 @@ class Engine:
         self._lost: list[str] = []
         self._settling = False
         self._closing = False
-        self._cancelled = False
         self._failure: BaseException | None = None
 
     # --- from outside ---
@@ -121,7 +119,6 @@ class Engine:
 
     def cancel(self) -> None:
         """Ends the phase that runs with `JobCancelled`. To be called in the engine's thread."""
-        self._cancelled = True
         self._fail(JobCancelled("the job was cancelled"))
 
     def close(self, patience_s: float) -> None:
@@ -188,7 +185,6 @@ class Engine:
                 repeat = (key, tasks)
                 gevent.sleep(PAUSE_S * secrets.randbelow(100) / 100)
                 continue
-            self.balance = leased.balance
             self.price = leased.price
             self.schedule.slots_alive = leased.network.slots
             self.schedule.put_back(tasks[len(leased.tasks) :])
@@ -426,7 +422,6 @@ class Engine:
                 if reason.code != "conflict" or pause is None:
                     raise
                 gevent.sleep(pause)
-        self.balance = settled.balance
         if settled.refused_receipts:
             log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
         for worker in settled.workers:

@@ -24,6 +24,7 @@ from ec262.foreman.schedule import Task
 from ec262.mapreduce.program import Program, map_header, reduce_header
 from ec262.mapreduce.split import split_items
 from ec262.protocol.canonical import decode_pairs, sort_pairs
+from ec262.protocol.credits import price_of
 from ec262.protocol.framing import MAX_PARTS
 from ec262.sandbox.pack import pack_program
 
@@ -225,7 +226,7 @@ class Job:
         if reducers is None:
             busy = min(max(1, state.workers), len(self._splits) // 8)
             reducers = min(REDUCERS_MOST, max(1, busy, size // REDUCER_BYTES))
-        price = max(1, -(-int(options.cpu_limit_s * 1000) // 60_000))
+        price = price_of(options.cpu_limit_s)
         needed = (len(self._splits) + (reducers if self._splits else 0)) * price * options.redundancy
         available = state.account.balance if state.account is not None else 0
         self._balance_before = self._balance_after = available

@@ -44,7 +44,6 @@ class Task:
         parts: its input; dropped when done.
         digest: of `parts`, what the ticket binds.
         result: the agreed parts, once done.
-        due: whether discovery should be asked for a verdict.
         stuck_s: since when it has waited for a worker that could take a further replica.
     """
 
@@ -57,7 +56,6 @@ class Task:
     replicas: dict[str, Replica] = field(default_factory=dict)
     state: Literal["waiting", "out", "done"] = "waiting"
     attempts: int = 0
-    due: bool = False
     stuck_s: float | None = None
     result: list[bytes] | None = None
 
@@ -206,7 +204,6 @@ class Schedule:
         taken: list[Task] = []
         while self._due and len(taken) < limit:
             task = self._due.pop(next(iter(self._due)))
-            task.due = False
             if task.state == "out":
                 taken.append(task)
         return taken
@@ -247,7 +244,6 @@ class Schedule:
             self._mark_due(task)
 
     def _mark_due(self, task: Task) -> None:
-        task.due = True
         self._due[task.task_id] = task
 
     @staticmethod

@@ -18,11 +18,11 @@ from discovery.tasks import (
     fall_due,
     give_up,
     next_due,
-    price_of,
     record_receipt,
     verdict_on,
 )
 from discovery.verdict import Accepted, Undecided
+from ec262.protocol.credits import price_of
 from ec262.protocol.receipts import Kind, Receipt
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
 
