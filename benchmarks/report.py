@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
+from benchmarks.compare import Compared, Row
 from benchmarks.cpu import Cpu
 from benchmarks.noop import Noop
+from benchmarks.sort1g import FOREMAN_GOAL, WORKER_GOAL, Sorted
+from benchmarks.tree import PARTIES
 from benchmarks.usage import ROLES
-from benchmarks.wordcount import WordCount
+from tests.gensort import RECORD
 
 
 def machine_text(machine: dict[str, Any]) -> str:
@@ -65,32 +69,84 @@ def cpu_text(result: Cpu) -> str:
     return f"CPU-bound tasks\n\n{table(rows)}"
 
 
-def wordcount_text(results: Sequence[WordCount]) -> str:
-    """Times, ratios and memory."""
-    first = results[0]
+def compared_text(result: Compared) -> str:
+    """Every way of a workload, then the goals."""
     rows = [
-        ("mapper", "network s (best)", "sequential s", "network/sequential", "others' cores"),
-        *(
-            (
-                one.mapper, f"{min(one.network_s):.2f}", f"{one.sequential_s:.2f}", f"{one.ratio:.2f}",
-                _cores(one.others_cores),
-            )
-            for one in results
+        (
+            f"{result.workers} workers", "wall s", "each round", "CPU s", "driver + workers + services",
+            "driver MB", "before", "worker process MB",
+            "worker tree MB", "services MB", "start s", "others' cores",
         ),
+        *(_way(row) for row in result.rows if row.taken),
     ]  # fmt: skip
-    parts = [
-        f"Word count of {first.text_bytes / 1e6:.0f} MB ({first.words:,} words, {first.distinct_words:,} distinct, "
-        f"{first.items} items), {first.workers} workers; results equal",
+    lines = [f"{result.name}: {result.title}; size {result.size:,}; {result.rounds} rounds; results equal", ""]
+    if len(rows) > 1:
+        lines.append(table(rows))
+    lines += [f"{row.way}: failed: {row.failed}" for row in result.rows if row.failed]
+    for ratio in result.ratios:
+        met = "met" if ratio.median <= ratio.limit else "MISSED"
+        lines.append(
+            f"{ratio.way} / {ratio.others}: {ratio.median:.2f} ({_seconds(ratio.each)}); goal {ratio.limit}: {met}"
+        )
+    return "\n".join(lines)
+
+
+def _way(row: Row) -> tuple[str, ...]:
+    """CPU and start-up: medians; memory: the most of all rounds."""
+    taken = row.taken
+    return (
+        row.way,
+        f"{row.wall_s:.2f}",
+        _seconds([one.wall_s for one in taken]),
+        f"{median(one.cpu_s for one in taken):.2f}",
+        " + ".join(f"{median(one.cpu_by.get(party, 0) for one in taken):.2f}" for party in PARTIES),
+        _mb(max(one.driver_peak for one in taken)),
+        _mb(max(one.driver_before for one in taken)),
+        _mb(max(one.process_peak for one in taken)),
+        _mb(max(one.worker_peak for one in taken)),
+        _mb(max(one.services_peak for one in taken)),
+        f"{median(row.start_s):.1f}",
+        _cores(max((one.others_cores for one in taken if one.others_cores is not None), default=None)),
+    )
+
+
+def sorted_text(results: Sequence[Sorted]) -> str:
+    """Sorts of 1 GB."""
+    first = results[0]
+    header = ("memory_limit", *("none" if one.memory_limit is None else _mb(one.memory_limit) for one in results))
+    lines: list[tuple[str, Callable[[Sorted], str]]] = [
+        ("wall s", lambda one: f"{one.taken.wall_s:.1f}"),
+        ("CPU s, all", lambda one: f"{one.taken.cpu_s:.1f}"),
+        *((f"CPU s, {party}", lambda one, party=party: f"{one.taken.cpu_by.get(party, 0):.1f}") for party in PARTIES),
+        ("foreman, peak RSS MB", lambda one: _mb(one.taken.driver_peak)),
+        ("worker, largest process, peak RSS MB", lambda one: _mb(one.taken.process_peak)),
+        ("worker, whole tree, peak PSS MB", lambda one: _mb(one.taken.worker_peak)),
+        ("services, peak PSS MB", lambda one: _mb(one.taken.services_peak)),
+        ("spilled MB", lambda one: _mb(one.bytes_spilled)),
+        ("sent MB", lambda one: _mb(one.bytes_in)),
+        ("files", lambda one: str(one.files)),
+        ("others' cores", lambda one: _cores(one.taken.others_cores)),
+    ]
+    rows = [header, *((name, *(show(one) for one in results)) for name, show in lines)]
+    text = [
+        f"sort of {first.records * RECORD / 1e6:,.0f} MB, {first.workers} workers; output in order and whole (valsort)",
+        "",
         table(rows),
     ]
-    if any(one.peak_bytes for one in results):
-        header = ("peak RSS MiB (CPU s)", *(one.mapper for one in results))
-        memory = [
-            (role, *(f"{one.peak_bytes.get(role, 0) / 2**20:.0f} ({one.cpu_s[role]:.2f})" for one in results))
-            for role in ROLES
-        ]
-        parts.append(table([header, *memory]))
-    return "\n\n".join(parts)
+    limited = [one for one in results if one.memory_limit is not None]
+    for one in limited:
+        text.append(_goal("foreman", one.taken.driver_peak, FOREMAN_GOAL))
+        text.append(_goal("worker, largest process", one.taken.process_peak, WORKER_GOAL))
+        text.append(_goal("worker, whole tree", one.taken.worker_peak, WORKER_GOAL))
+    return "\n".join(text)
+
+
+def _goal(what: str, size: int, limit: int) -> str:
+    return f"{what}: {_mb(size)} MB; goal {_mb(limit)}: {'met' if size < limit else 'MISSED'}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,29 +1,26 @@
-"""Word count: much data, little computation. The same mapper and reducer on the network and in a plain loop."""
+"""Word count: much data, little computation. Two mappers: one that counts within its chunk, one that does not."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-import ec262
-from benchmarks.text import chunks
-from benchmarks.usage import metered
-from ec262.embedded import embedded_network
+from benchmarks import baselines, counting
+from benchmarks.compare import Goal, Way, Workload
+from benchmarks.counting import Counting
+from benchmarks.inputs import text_file
+from ec262.mapreduce.program import Program
 
-Mapper = Callable[[int, str], Iterable[tuple[str, int]]]
 
-
-def one_by_one(_: int, text: str) -> Iterable[tuple[str, int]]:
+def one_by_one(_: Any, text: str) -> Iterable[tuple[str, int]]:
     """A mapper as in every introduction: (word, 1) for each word."""
     for word in text.split():
         yield word, 1
 
 
-def chunk_by_chunk(_: int, text: str) -> Iterable[tuple[str, int]]:
+def chunk_by_chunk(_: Any, text: str) -> Iterable[tuple[str, int]]:
     """A mapper that counts within its chunk first."""
     return Counter(text.split()).items()
 
@@ -33,86 +30,60 @@ def total(_: str, counts: list[int]) -> int:
     return sum(counts)
 
 
-MAPPERS: dict[str, Mapper] = {"naive": one_by_one, "counting": chunk_by_chunk}
+COUNTING = Counting(text_file, Program(chunk_by_chunk, total), Program(one_by_one, total, total), count_plainly=True)
+NAIVE = Counting(text_file, Program(one_by_one, total), Program(one_by_one, total))
 
 
-@dataclass(frozen=True, slots=True)
-class WordCount:
-    """One mapper over one text.
-
-    Attributes:
-        text_sha256: of the generated text.
-        items: chunks, each about 1 MB, each a map task.
-        sequential_s: the plain loop in this process, after the jobs.
-        network_s: of each repeat, from the call to the result, on a network that is up.
-        ratio: best network_s / sequential_s: below 1 the network is faster.
-        peak_bytes: largest resident set of any one process of a party; the foreman's includes the text.
-        cpu_s: CPU seconds by party of the last repeat.
-    """
-
-    mapper: str
-    text_bytes: int
-    text_sha256: str
-    words: int
-    distinct_words: int
-    items: int
-    workers: int
-    sequential_s: float
-    network_s: list[float]
-    ratio: float
-    peak_bytes: dict[str, int]
-    cpu_s: dict[str, float]
-    others_cores: float | None
+def ways(problem: Counting) -> Mapping[str, Way]:
+    """All but dask.bag, of which there are several."""
+    return {
+        "sequential, same functions": partial(counting.loop_alike, problem),
+        "sequential, one Counter": partial(counting.loop_plain, problem),
+        "multiprocessing": partial(counting.pool, problem),
+        "Dask futures, scattered": partial(counting.dask_futures, problem, scatter=True),
+        "Dask futures, submitted": partial(counting.dask_futures, problem, scatter=False),
+        "EC262 processes": partial(counting.ours_of_chunks, problem, network=False),
+        "EC262 network": partial(counting.ours_of_chunks, problem, network=True),
+        "EC262 network, file": partial(counting.ours_of_file, problem, network=True),
+    }
 
 
-def measure(name: str, text_bytes: int, repeats: int) -> WordCount:
-    """Counts `text_bytes` of text with mapper `name`, `repeats` times on the network and once without.
+WORDCOUNT = Workload(
+    name="wordcount",
+    title="word count, a Counter a chunk (file: (word, 1) a word of a line, combined)",
+    ways={
+        **ways(COUNTING),
+        "dask.bag, frequencies": partial(counting.dask_bag, COUNTING, way=baselines.bag_frequencies, cluster=False),
+    },
+    digest=counting.digest,
+    size=100_000_000,
+    short_size=10_000_000,
+    goals=(
+        Goal("EC262 network", ("sequential, same functions",), 1.0),
+        Goal("EC262 network", ("sequential, one Counter",), 1.0),
+        Goal("EC262 network", ("Dask futures, scattered", "Dask futures, submitted"), 1.3),
+    ),
+)
 
-    Raises:
-        AssertionError: the results differ.
-    """
-    mapper = MAPPERS[name]
-    data = dict(enumerate(chunks(text_bytes)))
-    digest = hashlib.sha256()
-    for text in data.values():
-        digest.update(text.encode())
-    network = embedded_network()
-    try:
-        ec262.run_job(dict.fromkeys(range(16), "warm up"), mapper=mapper, reducer=total, progress=False)
-        walls = []
-        for _ in range(repeats):
-            with metered(network, memory=True) as usage:
-                found = ec262.run_job(data, mapper=mapper, reducer=total, items_per_task=1, progress=False)
-            walls.append(usage.wall_s)
-        workers = len(network.workers)
-    finally:
-        network.close()
-    start_s = time.perf_counter()
-    expected = run_sequentially(data, mapper, total)
-    sequential_s = time.perf_counter() - start_s
-    if found != expected:
-        raise AssertionError(f"word count ({name}): the network's result differs from the sequential one")
-    return WordCount(
-        mapper=name,
-        text_bytes=sum(map(len, data.values())),
-        text_sha256=digest.hexdigest(),
-        words=sum(expected.values()),
-        distinct_words=len(expected),
-        items=len(data),
-        workers=workers,
-        sequential_s=sequential_s,
-        network_s=walls,
-        ratio=min(walls) / sequential_s,
-        peak_bytes=usage.peak_bytes,
-        cpu_s=usage.cpu_s,
-        others_cores=usage.others_cores,
-    )
-
-
-def run_sequentially(data: dict[int, str], mapper: Mapper, reducer: Callable[[str, list[int]], int]) -> dict[str, int]:
-    """The obvious program without a network: map each item, group in a dictionary, reduce each key."""
-    groups: dict[str, list[Any]] = {}
-    for key, value in data.items():
-        for out_key, out_value in mapper(key, value):
-            groups.setdefault(out_key, []).append(out_value)
-    return {key: reducer(key, values) for key, values in groups.items()}
+NAIVE_WORDCOUNT = Workload(
+    name="naive",
+    title="word count, (word, 1) a word, no combiner",
+    ways={
+        **ways(NAIVE),
+        "dask.bag, frequencies": partial(counting.dask_bag, NAIVE, way=baselines.bag_frequencies, cluster=False),
+        "dask.bag, foldby": partial(counting.dask_bag, NAIVE, way=baselines.bag_foldby, cluster=False),
+        "dask.bag, frequencies, cluster": partial(
+            counting.dask_bag, NAIVE, way=baselines.bag_frequencies, cluster=True
+        ),
+        "dask.bag, file": partial(counting.dask_bag_of_file, NAIVE),
+    },
+    digest=counting.digest,
+    size=10_000_000,
+    short_size=3_000_000,
+    goals=(
+        Goal("EC262 network", ("dask.bag, frequencies, cluster",), 1.0),
+        Goal("EC262 network", ("dask.bag, frequencies",), 1.0),
+        Goal("EC262 network", ("dask.bag, foldby",), 1.0),
+        Goal("EC262 network, file", ("dask.bag, file",), 1.0),
+    ),
+)

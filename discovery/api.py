@@ -11,6 +11,7 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
+from discovery.jobs import Jobs
 from discovery.leasing import Leasing
 from discovery.ledger import totals
 from discovery.openapi import openapi_document
@@ -31,12 +32,19 @@ class Api:
     """The views, by the names of their routes."""
 
     def __init__(
-        self, store: Store, registry: Registry, leasing: Leasing, settlement: Settlement, settings: Settings
+        self,
+        store: Store,
+        registry: Registry,
+        leasing: Leasing,
+        settlement: Settlement,
+        jobs: Jobs,
+        settings: Settings,
     ) -> None:
         self._store = store
         self._registry = registry
         self._leasing = leasing
         self._settlement = settlement
+        self._jobs = jobs
         self._settings = settings
         self._openapi = msgspec.json.encode(openapi_document("discovery"))
         self._totals_lock = threading.Lock()
@@ -112,6 +120,14 @@ class Api:
     def settle(self, account_id: str, body: m.Settle) -> m.Message:
         """POST /v1/settlements"""
         return self._settlement.settle(account_id, body)
+
+    def report_job(self, account_id: str, job_id: str, body: m.JobReport) -> m.Message:
+        """PUT /v1/jobs/<id>"""
+        return self._jobs.report(account_id, job_id, body)
+
+    def jobs(self, account_id: str) -> m.Message:
+        """GET /v1/jobs"""
+        return self._jobs.of(account_id)
 
     # --- the one way in for all of them ---
 

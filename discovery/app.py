@@ -9,6 +9,7 @@ from pathlib import Path
 from flask import Flask
 
 from discovery.api import Api, handle_errors
+from discovery.jobs import Jobs
 from discovery.keyring import Keyring
 from discovery.leasing import Leasing
 from discovery.registry import Registry
@@ -32,10 +33,15 @@ class Discovery:
     settings: Settings
 
     def sweep(self) -> None:
-        """Lets workers lapse and tasks fall due until nothing is. To be called every `Settings.sweep_every_s`."""
+        """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do.
+
+        To be called every `Settings.sweep_every_s`.
+        """
         while self.store.lapse(SWEEP_BATCH) == SWEEP_BATCH:
             pass
         while self.settlement.sweep() == SWEEP_BATCH:
+            pass
+        while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
 
 
@@ -52,6 +58,6 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     settlement = Settlement(store, registry, leasing)
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
-    app.register_blueprint(Api(store, registry, leasing, settlement, settings).blueprint())
+    app.register_blueprint(Api(store, registry, leasing, settlement, Jobs(store, settings), settings).blueprint())
     handle_errors(app)
     return Discovery(app, store, registry, leasing, settlement, settings)

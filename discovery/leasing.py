@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from discovery.keyring import Keyring
 from discovery.matching import assign
-from discovery.records import TaskRecord, WorkerRecord, class_of
+from discovery.records import TaskRecord, WorkerRecord, class_of, set_of
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.store import Conflict, Sample, Store
@@ -53,10 +53,11 @@ class Leasing:
         if len(prices) > 1:
             raise Malformed("tasks: their CPU limits differ in price; lease each kind in a request of its own")
         (price,) = prices
-        worker_class = class_of(wanted.requirements.lane, wanted.requirements.python)
+        capabilities = set_of(wanted.requirements.capabilities)
+        worker_class = class_of(wanted.requirements.lane, wanted.requirements.python, capabilities)
         for _ in range(ATTEMPTS):
             before = self._store.leased_before(account_id, wanted.idempotency_key)
-            sample = self._store.sample(worker_class, self._settings.sample, account_id)
+            sample = self._store.sample(worker_class, capabilities, self._settings.sample, account_id)
             if before is not None:
                 # An empty answer is not remembered, so there is always a task to recognise the request by.
                 digests = {task.input_digest for task in wanted.tasks}
@@ -79,7 +80,7 @@ class Leasing:
                 chance=self._chance,
             )
             changes = Changes()
-            records = self._make(account_id, wanted, groups, worker_class, sample.now_ms, changes)
+            records = self._make(account_id, wanted, groups, (worker_class, capabilities), sample.now_ms, changes)
             if not records:
                 return self._answer(account_id, wanted.job_id, [], {}, sample, price, sample.balance)
             try:
@@ -104,7 +105,7 @@ class Leasing:
 
     def sample_for(self, task: TaskRecord) -> Sample:
         """Workers that could take a further replica of `task`."""
-        return self._store.sample(task.worker_class, self._settings.sample, task.account_id)
+        return self._store.sample(task.worker_class, task.capabilities, self._settings.sample, task.account_id)
 
     def extend(
         self, task: TaskRecord, replicas: int, sample: Sample, past: dict[str, WorkerRecord], changes: Changes
@@ -202,7 +203,7 @@ class Leasing:
         account_id: str,
         wanted: m.LeaseTasks,
         groups: list[list[WorkerRecord]],
-        worker_class: str,
+        fit: tuple[str, list[str]],
         now_ms: int,
         changes: Changes,
     ) -> list[TaskRecord]:
@@ -227,8 +228,9 @@ class Leasing:
                 redundancy=wanted.policy.redundancy,
                 quorum=wanted.policy.quorum,
                 max_replicas=wanted.policy.max_replicas,
-                worker_class=worker_class,
+                worker_class=fit[0],
                 replicas=[],
+                capabilities=fit[1],
             )
             add_replicas(record, group, now_ms, changes)
             changes.tasks.append((record, 0, next_due(record, self.grace)))

@@ -6,10 +6,12 @@ copy is never shared, so these types are not frozen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
+from ec262.protocol.messages import EXECUTOR
 from ec262.protocol.receipts import Kind
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
 
@@ -31,7 +33,8 @@ class ReplicaRecord(msgspec.Struct, array_like=True):
 class TaskRecord(msgspec.Struct, array_like=True):
     """One task. Its keys follow from `nonce` and wrapping key `wrapping`, and are gone with either.
 
-    `worker_class` is what replicas have to share to be compared (`class_of`).
+    `worker_class` is what replicas have to share to be compared (`class_of`); `capabilities`, sorted, what each of its
+    workers has to have.
     """
 
     task_id: str
@@ -54,6 +57,7 @@ class TaskRecord(msgspec.Struct, array_like=True):
     kind: Kind | None = None
     commitment: bytes = b""
     forget_ms: int = 0
+    capabilities: list[str] = []
 
     def lease_id(self, number: int) -> str:
         """The id of replica `number`: it names its task, so that no table has to."""
@@ -97,9 +101,28 @@ class AccountRecord:
     workers: int
 
 
-def class_of(lane: str, python: str) -> str:
-    """The class of a worker or requirement: results are comparable within one."""
-    return f"{lane}/{python}"
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as it was last reported, `report` as the message that said so. Times by Redis' clock."""
+
+    job_id: str
+    started_ms: int
+    updated_ms: int
+    report: bytes
+
+
+def class_of(lane: str, python: str, capabilities: Iterable[str] = ()) -> str:
+    """The class of a worker or requirement: results are comparable within one.
+
+    Workers with an executor are a class of their own, whatever else they have: they cannot run Python programs.
+    """
+    executor = any(capability.startswith(EXECUTOR) for capability in capabilities)
+    return f"{lane}/{python}/executor" if executor else f"{lane}/{python}"
+
+
+def set_of(capabilities: Iterable[str]) -> list[str]:
+    """Capabilities in the one order in which they are stored and compared, each once."""
+    return sorted(set(capabilities))
 
 
 def split_lease(lease_id: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ import secrets
 import uuid
 
 from discovery.keyring import Keyring
-from discovery.records import class_of
+from discovery.records import class_of, set_of
 from discovery.settings import Settings
 from discovery.store.store import Beat, Registered, Store
 from ec262.protocol import keys
@@ -64,7 +64,8 @@ class Registry:
             slots=wanted.slots,
             capacity=wanted.slots * self._settings.prefetch,
             boot_id=wanted.boot_id,
-            worker_class=class_of(wanted.lane, wanted.python),
+            worker_class=class_of(wanted.lane, wanted.python, wanted.capabilities),
+            capabilities=set_of(wanted.capabilities),
             ttl_ms=int(self._settings.ttl_s * 1000),
             layers=wanted.layers,
         )

@@ -25,6 +25,9 @@ class Settings:
         settled_grace_s: how long a settled task's keys can be asked for again; then they are destroyed.
         max_task_life_s: no replica is added to a task later than this; bounds how long wrapping keys are kept.
         wrapping_rotation_s: how often the key that wraps task keys changes.
+        silent_job_s: a running job of which nothing was heard for so long is no longer shown.
+        ended_job_s: how long a job is shown that ended.
+        account_jobs: most jobs of one account that are kept to be shown.
     """
 
     network: Network = "private"
@@ -42,6 +45,9 @@ class Settings:
     wrapping_rotation_s: float = 600.0
     max_result_bytes: int = 256 * 1024 * 1024
     sample: int = 64
+    silent_job_s: float = 300.0
+    ended_job_s: float = 3600.0
+    account_jobs: int = 64
     sweep_every_s: float = 1.0
 
     @property

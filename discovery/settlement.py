@@ -57,7 +57,7 @@ class Settlement:
         if len(shown) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
-        lost = [split_lease(lease_id) for lease_id in asked.lost]
+        lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
@@ -76,10 +76,15 @@ class Settlement:
                 why = "not this job's" if record is None else self._record(record, item, changes)
                 if why:
                     bad.add(item.bundle)
+            again: dict[str, int] = {}
             for task_id, number in lost:
                 if task_id in records and number < len(records[task_id].replicas):
-                    records[task_id].replicas[number].lost = True
+                    replica = records[task_id].replicas[number]
+                    if replica.lost:
+                        again[task_id] = min(number, again.get(task_id, number))
+                    replica.lost = True
             added = self._decide(records, decide, now_ms, changes)
+            added |= self._repeat(records, again, decide, added)
             self._note_changed(records, before, changes)
             try:
                 if changes.tasks:
@@ -204,24 +209,57 @@ class Settlement:
         if not extend:
             return added
         past = self._store.workers(sorted({r.worker_id for record, _ in extend for r in record.replicas}))
-        sample: Sample | None = None
-        budget = 0
+        samples: dict[tuple[str, ...], Sample] = {}
+        spent = 0
         taken: dict[str, int] = {}
         for record, count in extend:
-            if sample is None:
-                sample = self._leasing.sample_for(record)
-                budget = sample.balance
+            fit = (record.worker_class, *record.capabilities)
+            if fit not in samples:
+                samples[fit] = self._leasing.sample_for(record)
+            sample = samples[fit]
+            budget = sample.balance - spent
             if budget < count * record.price or not self._leasing.may_extend(record, now_ms):
-                rules.give_up(record, now_ms, self._grace, changes)
+                # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.
+                if not rules.still_out(record):
+                    rules.give_up(record, now_ms, self._grace, changes)
                 continue
             left = [_with_used(worker, taken.get(worker.worker_id, 0)) for worker in sample.workers]
             fresh = self._leasing.extend(record, count, Sample(now_ms, budget, left, 0, 0), past, changes)
             for _, worker in fresh:
                 taken[worker.worker_id] = taken.get(worker.worker_id, 0) + 1
-            budget -= len(fresh) * record.price
+            spent += len(fresh) * record.price
             if fresh:
                 added[record.task_id] = fresh
         return added
+
+    def _repeat(
+        self,
+        records: dict[str, TaskRecord],
+        again: dict[str, int],
+        decide: Sequence[str],
+        added: dict[str, list[tuple[int, WorkerRecord]]],
+    ) -> dict[str, list[tuple[int, WorkerRecord]]]:
+        """The replicas that came for a lost one, where a foreman names that again: the first answer may be lost, too.
+
+        Args:
+            again: by task, the number of the replica that was named before.
+        """
+        numbers = {}
+        for task_id in decide:
+            if task_id in again and task_id not in added and records[task_id].state is TaskState.LEASED:
+                # Those of the first lease are known to a foreman that can name one of them.
+                after = max(again[task_id], records[task_id].redundancy - 1)
+                out = rules.waited_for(records[task_id], after=after)
+                if out:
+                    numbers[task_id] = out
+        if not numbers:
+            return {}
+        names = {records[task_id].replicas[number].worker_id for task_id in numbers for number in numbers[task_id]}
+        workers = self._store.workers(sorted(names))
+        return {
+            task_id: [(number, workers[records[task_id].replicas[number].worker_id]) for number in listed]
+            for task_id, listed in numbers.items()
+        }
 
     def _answer(
         self,
@@ -311,8 +349,11 @@ def _why(record: TaskRecord) -> str:
     answers = sum(1 for replica in record.replicas if replica.kind is not None)
     if record.state is TaskState.EXPIRED:
         return "nobody settled it before its deadline"
+    asked = f"{len(record.replicas)} workers were asked and {answers} answered"
+    if answers < record.quorum:
+        return f"{asked}, and no more may be asked or can be paid"
     return (
-        f"{answers} workers answered, fewer than {record.quorum} alike, and no more may be asked or can be paid: "
+        f"{asked}, fewer than {record.quorum} alike, and no more may be asked or can be paid: "
         "the program looks nondeterministic (time, chance, set order), unless many workers lie"
     )
 

@@ -105,7 +105,24 @@ def verdict_on(task: TaskRecord) -> Verdict:
     """Whose result would count now."""
     answers = [(r.kind, r.commitment) for r in task.replicas if r.state is ReplicaState.REPORTED and r.kind]
     outstanding = sum(1 for r in task.replicas if r.state is ReplicaState.OPEN and not r.lost)
-    return decide(answers, outstanding=outstanding, quorum=task.quorum, max_replicas=task.max_replicas)
+    ran = sum(1 for r in task.replicas if r.state is not ReplicaState.REFUSED)
+    return decide(
+        answers,
+        outstanding=outstanding,
+        quorum=task.quorum,
+        max_replicas=task.max_replicas,
+        gone=ran - len(answers) - outstanding,
+    )
+
+
+def waited_for(task: TaskRecord, *, after: int) -> list[int]:
+    """Numbers of the replicas past `after` that are out and not given up."""
+    return [n for n, r in enumerate(task.replicas) if n > after and r.state is ReplicaState.OPEN and not r.lost]
+
+
+def still_out(task: TaskRecord) -> bool:
+    """Whether an answer can still come, also of a worker that nobody waits for any more."""
+    return any(replica.state is ReplicaState.OPEN for replica in task.replicas)
 
 
 def accept(task: TaskRecord, verdict: Accepted, now_ms: int, grace: Grace, changes: Changes) -> None:

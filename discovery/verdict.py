@@ -1,7 +1,8 @@
 """Verdict: whose result counts. Answers in, decision out; no I/O, no clock.
 
 ``redundancy=n, quorum=m``, the original's way: n replicas are asked, the first result that m of them agree on is
-accepted. Where no m agree, just as many more are asked as could complete the largest group, up to `max_replicas`.
+accepted. Where no m agree, just as many more are asked as could complete the largest group, up to `max_replicas`
+that may have run it.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ class Undecided:
 Verdict = Accepted | More | Pending | Undecided
 
 
-def decide(answers: Sequence[Answer], *, outstanding: int, quorum: int, max_replicas: int) -> Verdict:
+def decide(answers: Sequence[Answer], *, outstanding: int, quorum: int, max_replicas: int, gone: int = 0) -> Verdict:
     """The verdict on a task.
 
     Args:
         answers: of the replicas that reported, in the order of their numbers; refusals are no answers.
-        outstanding: replicas that may still report.
+        outstanding: replicas that are waited for.
         quorum: how many have to agree.
-        max_replicas: most answers and outstanding replicas together.
+        max_replicas: most answers, outstanding and gone replicas together.
+        gone: replicas that nobody waits for any more and that may have run: given up, or fallen due.
     """
     groups = Counter(answers)
     largest = 0
@@ -61,6 +63,6 @@ def decide(answers: Sequence[Answer], *, outstanding: int, quorum: int, max_repl
     missing = quorum - largest - outstanding
     if missing <= 0:
         return Pending()
-    if len(answers) + outstanding + missing > max_replicas:
+    if len(answers) + outstanding + gone + missing > max_replicas:
         return Undecided()
     return More(missing)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,6 +31,9 @@ DEFAULT_DISCOVERY_URL = f"http://127.0.0.1:{DISCOVERY_PORT}"
 
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _MEBIBYTE = 1024 * 1024
+_STORAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,57}")
+MOST_DATA_DIRS = 15
+"""A worker registers 16 capabilities at most, one of them its executor."""
 
 
 def core_count() -> int:
@@ -49,6 +53,10 @@ class WorkerSettings:
         slots: tasks computed at the same time.
         sandbox: ``native``, or ``none``: run strangers' code unconfined.
         allow_modules: modules that jobs may import beside the sandbox's own list.
+        data_dirs: shared storages that tasks may read, as (name, directory or URL); in the environment
+            ``EC262_WORKER_DATA_DIRS="books=/data/books; logs=s3://bucket/logs"``.
+        read_bytes: most bytes of a shared storage that one task may read.
+        read_s: longest that reading them may take.
         poll_wait_s: longest a poll for results waits.
         linger_s: how long the first result waits for others to travel with, while the worker has enough to do.
         answer_results: most results in one answer to a poll.
@@ -68,6 +76,9 @@ class WorkerSettings:
     slots: int = field(default_factory=core_count)
     sandbox: str = "native"
     allow_modules: tuple[str, ...] = ()
+    data_dirs: tuple[tuple[str, str], ...] = ()
+    read_bytes: int = 256 * _MEBIBYTE
+    read_s: float = 120.0
     poll_wait_s: float = 30.0
     linger_s: float = 0.030
     answer_results: int = 512
@@ -89,6 +100,11 @@ class WorkerSettings:
             raise SetupError(f"{self.slots} slots: a worker has 1 to 1024")
         if self.sandbox not in ("native", "none"):
             raise SetupError(f"there is no sandbox {self.sandbox!r}: choose native or none")
+        if len({name for name, _ in self.data_dirs}) < len(self.data_dirs) or len(self.data_dirs) > MOST_DATA_DIRS:
+            raise SetupError(f"data directories have different names, and there are at most {MOST_DATA_DIRS}")
+        for name, root in self.data_dirs:
+            if not _STORAGE.fullmatch(name) or not root:
+                raise SetupError(f"{name}={root}: a data directory is NAME=DIRECTORY or NAME=URL, NAME of a-z0-9._-")
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float | int) and not value >= 0:  # NaN, too
@@ -119,7 +135,29 @@ def _read_words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace(",", " ").split() if word)
 
 
-_READERS: dict[str, Any] = {"int": int, "float": float, "str": str, "tuple[str, ...]": _read_words}
+def read_data_dir(text: str) -> tuple[str, str]:
+    """A shared storage from ``NAME=DIRECTORY`` or ``NAME=URL``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    name, equals, root = text.strip().partition("=")
+    if not equals or not root or not _STORAGE.fullmatch(name):
+        raise ValueError(text)
+    return name, root
+
+
+def _read_data_dirs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(read_data_dir(item) for item in text.split(";") if item.strip())
+
+
+_READERS: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "tuple[str, ...]": _read_words,
+    "tuple[tuple[str, str], ...]": _read_data_dirs,
+}
 
 
 def configured_discovery(environ: Mapping[str, str] | None = None) -> str | None:

@@ -149,6 +149,14 @@ class DiscoveryClient:
         """Shows receipts, gets verdicts. Repeating gives the same verdicts again."""
         return self._call("settle", m.Settled, body)
 
+    def report_job(self, job_id: str, body: m.JobReport) -> m.JobReported:
+        """Says how a job stands; the last report counts, so that repeating is harmless."""
+        return self._call("report_job", m.JobReported, body, job_id=job_id)
+
+    def jobs(self) -> m.Jobs:
+        """How the calling account's jobs stand."""
+        return self._call("jobs", m.Jobs)
+
     # --- how ---
 
     def _call(self, name: str, response: type[M], body: m.Message | None = None, **path: str) -> M:

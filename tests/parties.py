@@ -69,6 +69,7 @@ class Foreman(Caller):
         """Leases `count` tasks; with the same `key` the same ones."""
         key = key or os.urandom(12).hex()
         timeout_s = policy.pop("timeout_s", None)
+        capabilities = list(policy.pop("capabilities", ()))
         return self.call(
             "POST",
             "/v1/tasks",
@@ -80,7 +81,7 @@ class Foreman(Caller):
                     m.TaskWanted(input_digest=hashlib.sha256(f"{key} {n}".encode()).digest(), cpu_limit_s=cpu_limit_s)
                     for n in range(count)
                 ],
-                requirements=m.Requirements(python="3.11"),
+                requirements=m.Requirements(python="3.11", capabilities=capabilities),
                 policy=m.Policy(**policy),
                 timeout_s=timeout_s,
             ),
@@ -103,6 +104,7 @@ class Worker:
     boot_id: str = field(default_factory=lambda: os.urandom(16).hex())
     slots: int = 1
     port: int = 1
+    capabilities: Sequence[str] = ()
     registered: m.WorkerRegistered = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +113,12 @@ class Worker:
     def register(self) -> None:
         """Enters the pool."""
         body = m.RegisterWorker(
-            worker_id=self.worker_id, boot_id=self.boot_id, port=self.port, slots=self.slots, python="3.11"
+            worker_id=self.worker_id,
+            boot_id=self.boot_id,
+            port=self.port,
+            slots=self.slots,
+            python="3.11",
+            capabilities=list(self.capabilities),
         )
         self.registered = self.caller.call("POST", "/v1/workers", m.WorkerRegistered, body)
 

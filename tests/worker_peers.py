@@ -114,9 +114,7 @@ class Foreman:
         """The header of a poll or a cancellation."""
         self.sequence += 1
         number = self.sequence if sequence is None else sequence
-        return {
-            "Authorization": poll_authorization(self.poll_key, method=method, target=target, sequence=number)
-        }
+        return {"Authorization": poll_authorization(self.poll_key, method=method, target=target, sequence=number)}
 
     def poll(self, *, wait_s: float = 20.0, after: int | None = None) -> m.Results:
         """One poll, without acknowledging what it brings."""

@@ -5,6 +5,7 @@ Redis' TIME is the only clock that decides. Cost: one commit of n tasks is one c
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 import redis
 
-from discovery.records import AccountRecord, TaskRecord, WorkerRecord
+from discovery.records import AccountRecord, JobRecord, TaskRecord, WorkerRecord
 from discovery.tasks import Changes, Move
 
 _LUA = Path(__file__).parent / "lua"
@@ -123,11 +124,13 @@ class Store:
         worker_class: str,
         ttl_ms: int,
         layers: Sequence[str],
+        capabilities: Sequence[str] = (),
     ) -> Registered | None:
         """Puts a worker in the pool; None when the id is another account's."""
         answer = self._run(
             "register",
             *(worker_id, account_id, address, port, slots, capacity, boot_id, worker_class, ttl_ms, ",".join(layers)),
+            " ".join(capabilities),
         )
         if answer[0] != b"ok":
             return None
@@ -148,9 +151,12 @@ class Store:
         """Takes up to `limit` workers out of the pool whose heartbeats stopped; returns how many."""
         return int(self._run("leave", "lapse", limit))
 
-    def sample(self, worker_class: str, count: int, account_id: str = "") -> Sample:
-        """Up to `count` random workers of a class that have a slot free."""
-        answer = self._run("sample", worker_class, count, account_id)
+    def sample(self, worker_class: str, capabilities: Sequence[str], count: int, account_id: str = "") -> Sample:
+        """Up to `count` random workers of a class that have all `capabilities` and a slot free.
+
+        Cost: with one capability or none that of `count` workers; with several also that of the rarest.
+        """
+        answer = self._run("sample", worker_class, count, account_id, secrets.randbits(31), *capabilities)
         workers = []
         for worker_id, fields in zip(answer[4::2], answer[5::2], strict=True):
             account, address, port, slots, epoch, used, capacity = fields
@@ -268,6 +274,30 @@ class Store:
         )
         if answer[0] != b"ok":
             raise Conflict(answer[0].decode(), [which.decode() for which in answer[1:]])
+
+    # --- reports of jobs ---
+
+    def report_job(self, account_id: str, job_id: str, report: bytes, *, ended: bool, keep_ms: int, most: int) -> None:
+        """Keeps the last report of a job; of more than `most` an account's longest silent one is forgotten."""
+        self._run("report_job", account_id, job_id, int(ended), keep_ms, most, report)
+
+    def jobs(self, account_id: str) -> tuple[int, list[JobRecord]]:
+        """Redis' time in ms, and an account's jobs that were reported not too long ago, in any order."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.time()
+        pipeline.hgetall(f"{_PREFIX}account:{account_id}:jobs")
+        (seconds, micros), found = pipeline.execute()
+        now_ms = seconds * 1000 + micros // 1000
+        jobs = []
+        for job_id, kept in found.items():
+            _, started_ms, updated_ms, till_ms, report = kept.split(b" ", 4)
+            if int(till_ms) > now_ms:
+                jobs.append(JobRecord(job_id.decode(), int(started_ms), int(updated_ms), report))
+        return now_ms, jobs
+
+    def forget_jobs(self, limit: int) -> int:
+        """Forgets up to `limit` jobs of which nothing was heard for too long; returns how many."""
+        return int(self._run("forget_jobs", limit))
 
     # --- the books ---
 

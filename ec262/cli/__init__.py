@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from ec262 import __version__
-from ec262.cli import balance, ledger, worker
+from ec262.cli import balance, collect, jobs, ledger, run, worker
 from ec262.errors import EC262Error
 
 EXAMPLES = """\
 examples:
   ec262 discovery --network private       run a discovery service
   ec262 worker -v                         lend this machine
+  ec262 run wordcount book.txt            count words on it
   ec262 balance                           what your account has
+  ec262 jobs                              how your jobs stand
 
 A job is a Python program: see `example.py`, or `python -c "import ec262; help(ec262)"`.
 """
@@ -36,10 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"ec262 {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("discovery", help="run a discovery service", add_help=False)
+    run.add_parser(commands)
+    collect.add_parser(commands)
     worker.add_parser(commands)
     balance.add_parser(commands)
+    jobs.add_parser(commands)
     ledger.add_parser(commands)
-    flags = parser.parse_args(given)
+    flags, rest = parser.parse_known_args(given)
+    if rest and (not hasattr(flags, "words") or any(each.startswith("-") and each != "-" for each in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        flags.words += rest  # argparse takes words before the first flag alone
     try:
         return int(flags.run(flags))
     except EC262Error as reason:

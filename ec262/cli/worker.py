@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ec262.config import DEFAULT_DISCOVERY_URL, WORKER_PORT, WorkerSettings
-from ec262.errors import EC262Error, SandboxUnavailable
+from ec262.config import DEFAULT_DISCOVERY_URL, WORKER_PORT, WorkerSettings, read_data_dir
+from ec262.errors import EC262Error, SandboxUnavailable, SetupError
 
 if TYPE_CHECKING:
+    from ec262.worker.executor import JobExecutor
     from ec262.worker.service import Worker
 
 EXAMPLES = """\
@@ -20,6 +22,7 @@ examples:
   python worker.py                                     for a discovery service on this machine
   python worker.py -v -P 11236                         a second worker, telling what it does
   python worker.py --discovery https://discovery.example
+  python worker.py --data-dir books=/data/books        tasks may read files in there
   python worker.py --check                             what this machine can confine strangers' code with
 
 Ctrl-C lets the worker finish what it holds; a second Ctrl-C ends it at once.
@@ -60,6 +63,15 @@ def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="a module that jobs may import beside the sandbox's own, such as numpy; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--data-dir", action="append", type=_data_dir, metavar="NAME=DIR", default=None,
+        help="a directory or URL that all machines of a cluster share: tasks that name it read their input there, and "
+        "every job may read all of it; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", metavar="MODULE:CLASS",
+        help="a JobExecutor: tasks of programs for it are computed by what is installed here (see docs/cluster.md)",
+    )  # fmt: skip
+    parser.add_argument(
         "--check",
         action="store_true",
         help="show the sandbox's layers here, attack it, and end: exit code 0 if it holds, 3 if not",
@@ -92,12 +104,14 @@ def run(args: argparse.Namespace) -> int:
             slots=args.slots,
             sandbox=args.sandbox,
             allow_modules=tuple(args.allow_module) if args.allow_module else None,
+            data_dirs=tuple(args.data_dir) if args.data_dir else None,
         )
         if args.check:
             return check(settings)
         run_worker(
             settings=settings,
             discovery=args.discovery,
+            executor=_executor(args.executor) if args.executor else None,
             verbosity=args.verbosity,
             on_ready=_report if args.report_ready else None,
             parent_pipe=args.parent_pipe,
@@ -142,6 +156,29 @@ def _report(worker: Worker) -> None:
         "pid": os.getpid(),
     }
     print(json.dumps(ready), flush=True)
+
+
+def _executor(name: str) -> JobExecutor:
+    """An executor by module and class; the directory the command was started in is looked in, too."""
+    from ec262.worker.executor import JobExecutor  # noqa: PLC0415 - as above
+
+    module, _, inner = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        kind = getattr(importlib.import_module(module), inner)
+        made = kind()
+    except (ImportError, AttributeError, TypeError, ValueError) as reason:
+        raise SetupError(f"--executor {name}: {reason}") from None
+    if not isinstance(made, JobExecutor):
+        raise SetupError(f"--executor {name}: not a subclass of ec262.JobExecutor")
+    return made
+
+
+def _data_dir(text: str) -> tuple[str, str]:
+    try:
+        return read_data_dir(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("has to be NAME=DIRECTORY or NAME=URL, the name of a-z0-9._-") from None
 
 
 def _port(text: str) -> int:

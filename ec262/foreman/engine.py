@@ -1,52 +1,82 @@
 """Engine: runs phases of tasks on the network. Lease, push, poll and settle go on side by side, each a greenlet.
 
-Everything here runs in one thread with a gevent loop of its own (see `job`); nothing waits by looking again and again:
-each greenlet sleeps on the event that concerns it.
+Everything here runs in one thread with a gevent loop of its own; greenlets sleep on the event that concerns them. The
+parts: `leasing` takes tasks and leases them, `pushing` sends them out, `polling` fetches results, `settling` has them
+decided and opens them, `watching` looks at the clock, `resuming` takes up what a killed foreman had begun. They share a
+`session`; what is decided is decided by `schedule`, without I/O.
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import gevent
-from gevent.event import Event
-from gevent.pool import Group
 
 from ec262.discovery_client import DiscoveryClient
-from ec262.errors import (
-    DiscoveryUnreachable,
-    InsufficientCredits,
-    JobCancelled,
-    JobFailed,
-    Malformed,
-    NetworkError,
-    NoWorkers,
-    ProblemError,
-    SealBroken,
-    TaskFailed,
-)
-from ec262.foreman.options import JobOptions
-from ec262.foreman.payloads import batches, describe, open_result, seal_input, seal_pieces
-from ec262.foreman.peers import PeerClient, PeerUnreachable
-from ec262.foreman.schedule import Peer, Replica, Schedule, Task
+from ec262.errors import DiscoveryUnreachable, JobCancelled, ProblemError
+from ec262.foreman.inflight import InFlight
+from ec262.foreman.journal import Journal
+from ec262.foreman.leasing import Leasing
+from ec262.foreman.peers import PeerUnreachable
+from ec262.foreman.polling import Polling
+from ec262.foreman.purse import Purse
+from ec262.foreman.pushing import Pushing
+from ec262.foreman.resuming import Resuming
+from ec262.foreman.schedule import Schedule, Task
+from ec262.foreman.session import OnDone, OnFailed, Session
+from ec262.foreman.settling import Settling
+from ec262.foreman.watching import Watching
+from ec262.policy import Policy
 from ec262.protocol import messages as m
+from ec262.protocol.credits import price_of
 
-log = logging.getLogger("ec262.foreman")
-
-SETTLE_TASKS = 500
+INFLIGHT_BYTES = 96 * 1024 * 1024
 LEASING = 2
 """Lease requests under way at a time: while one is answered the next is made ready."""
-RESULT_WAIT_S = 20.0
-PEER_RETRIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""A worker that does not answer is asked again after these pauses, then counts as lost."""
-DISAGREE_S = 5.0
-"""How long workers that disagree wait for one more to be asked."""
-PAUSE_S = 0.25
-"""Until asking again for workers, or for verdicts that wait for workers."""
+GIVE_BACK_S = 3.0
+"""So long workers have to answer that they give back what they have not started, after a failure; `LEFT_S`: after
+success."""
+LEFT_S = 0.5
+PUSHES_S = 2.0
+"""So long pushes that are under way may take before workers are told to give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """A worker as the job sees it: tasks at hand, tasks finished, tasks a second of late, credits earned."""
+
+    worker_id: str
+    out: int
+    finished: int
+    rate: float
+    credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The engine at one moment.
+
+    Attributes:
+        total: tasks of the phase; None while more may come.
+        done, failed, running: tasks of the phase.
+        retried: replicas that were lost and tasks that were leased anew, of the whole job.
+        bytes_sent, bytes_received: bodies of requests to workers and of their answers.
+        credits_spent, credits_escrow: of the whole job, runs before a kill included.
+    """
+
+    total: int | None
+    done: int
+    failed: int
+    running: int
+    retried: int
+    workers: tuple[WorkerFacts, ...]
+    bytes_sent: int
+    bytes_received: int
+    credits_spent: int
+    credits_escrow: int
 
 
 class Engine:
@@ -56,475 +86,190 @@ class Engine:
         program: the packed program.
         lane: of the workers wanted: replicas are compared only within one.
         changed: called now and then when there is progress to show.
+        inflight_bytes: bound of the bytes of inputs and results that are on their way.
+        credits_limit: most credits the job may cost, those before a kill included; None: no limit.
+        job_id: 32 hexadecimal digits; None: the journal's, or a new one.
+        journal: where to note what a killed foreman needs; one with records of before is gone on with. `close` closes
+            it.
+
+    Attributes:
+        job_id: the job's id.
+        schedule: the phase that runs.
+        dissenters: workers whose results others outvoted.
     """
 
     def __init__(
         self,
         discovery: DiscoveryClient,
-        options: JobOptions,
+        policy: Policy,
         *,
         program: bytes,
         lane: str,
-        changed: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
+        inflight_bytes: int = INFLIGHT_BYTES,
+        credits_limit: int | None = None,
+        job_id: str | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        self.job_id = secrets.token_hex(16)
-        self.schedule = Schedule(redundancy=options.redundancy, quorum=options.agreement)
-        self.paid: dict[str, str] = {}
-        self.credits_spent = 0
-        self.dissenters: set[str] = set()
-        self._discovery = discovery
-        self._options = options
-        self._policy = m.Policy(
-            redundancy=options.redundancy, quorum=options.agreement, max_replicas=options.max_replicas
+        before = journal.job_id if journal is not None else ""
+        self.job_id = before or job_id or secrets.token_hex(16)
+        self._purse = Purse(credits_limit, price_of(policy.cpu_limit_s))
+        self.schedule = Schedule(
+            redundancy=policy.redundancy,
+            quorum=policy.agreement,
+            inflight=InFlight(inflight_bytes),
+            runs_once=policy.runs_once,
         )
-        self._requirements = m.Requirements(python=options.python, lane="native" if lane == "native" else "none")
-        self._program = program
-        self._program_tokens: list[str] = []
-        self._poll_key = b""
-        self.price = 1
-        self._changed = changed
-        self._group = Group()
-        self._clients: dict[str, PeerClient] = {}
-        self._has_program: set[str] = set()
-        self._pollers: dict[str, Event] = {}
-        self._to_lease = Event()
-        self._to_settle = Event()
-        self._phase_over = Event()
-        self._receipts: list[m.SealedReceipts] = []
-        self._lost: list[str] = []
-        self._settling = False
-        self._closing = False
-        self._failure: BaseException | None = None
+        self._session = Session(
+            *(discovery, policy, self.schedule, self._purse, journal),
+            job_id=self.job_id,
+            program=program,
+            changed=changed,
+        )
+        self.dissenters = self._session.dissenters
+        self._polling = Polling(self._session)
+        pushing = Pushing(self._session, self._polling)
+        self._settling = Settling(self._session, pushing)
+        resuming = None
+        if journal is not None:
+            if not before:
+                journal.begun(self.job_id)
+            resuming = Resuming(self._session, journal, self._polling, self._settling)
+        requirements = m.Requirements(
+            python=policy.python,
+            lane="native" if lane == "native" else "none",
+            capabilities=list(policy.requirements),
+        )
+        self._leasing = Leasing(self._session, pushing, resuming, requirements)
 
     # --- from outside ---
 
-    def run_phase(self, tasks: list[Task]) -> None:
-        """Has all tasks computed; each then has its `result`.
+    def run_phase(self, tasks: Iterable[Task], on_done: OnDone, on_failed: OnFailed | None = None) -> None:
+        """Has all tasks computed. The iterable is read in this thread, a little ahead of what workers can take.
+
+        Args:
+            on_done: called with each task and its result's parts, once, in this thread; afterwards the engine keeps
+                nothing of it. Where there is a journal, what it did has to last when it returns.
+            on_failed: called with tasks that have failed and why, where the policy says to go on without them.
 
         Raises:
-            TaskFailed, JobFailed, NoWorkers, InsufficientCredits, DiscoveryUnreachable, JobCancelled.
+            TaskFailed, JobFailed, CreditLimitReached, NoWorkers, InsufficientCredits, DiscoveryUnreachable,
+            JobCancelled; and whatever the iterable, loading a task, or a callback raises.
         """
-        self._phase_over.clear()
-        self.schedule.add(tasks)
-        if self.schedule.finished:
-            return
-        if not self._group:
+        session = self._session
+        if session.failure is not None:
+            raise session.failure
+        session.phase_over.clear()
+        session.on_done, session.on_failed = on_done, on_failed
+        self.schedule.begin(tasks)
+        if not session.group:
             for _ in range(LEASING):
-                self._spawn(self._lease_all)
-            self._spawn(self._settle_all)
-        self._to_lease.set()
-        self._phase_over.wait()
-        if self._failure is not None:
-            raise self._failure
+                session.spawn(self._leasing.run)
+            session.spawn(self._settling.run)
+            session.spawn(Watching(session).run)
+        session.to_lease.set()
+        session.phase_over.wait()
+        session.on_done = session.on_failed = None
+        if session.failure is not None:
+            raise session.failure
+        if session.journal is not None:
+            if session.phases:
+                session.journal.phase_over("map")
+            if "reduce" in session.phases:
+                session.journal.phase_over("reduce")
+            session.phases.clear()
 
     def cancel(self) -> None:
         """Ends the phase that runs with `JobCancelled`. To be called in the engine's thread."""
-        self._fail(JobCancelled("the job was cancelled"))
+        self._session.fail(JobCancelled("the job was cancelled"))
 
     def close(self, patience_s: float) -> None:
-        """Ends the job: after a failure has given back what is not started; settles what comes within `patience_s`."""
-        failed = self._failure is not None
-        if isinstance(self._failure, DiscoveryUnreachable):
+        """Ends the job: after a failure has given back what is not started; settles what comes within `patience_s`.
+
+        After success it waits for results that their workers should be paid for, but for none of a worker that does not
+        answer or that a backup has overtaken. Those are paid when the worker shows its receipt.
+        """
+        session = self._session
+        failed = session.failure is not None
+        if isinstance(session.failure, DiscoveryUnreachable):
             patience_s = 0.0
         deadline = time.monotonic() + patience_s
-        self._closing = True
+        session.closing = True
         try:
             if failed:
-                gevent.joinall([gevent.spawn(self._give_back, worker) for worker in list(self._clients)], timeout=3)
-            for wake in self._pollers.values():
-                wake.set()
+                self._await_pushes(time.monotonic() + PUSHES_S)
+            now = time.monotonic()
+            # After success nobody needs what a backup has overtaken; a worker that does not answer is not waited for.
+            left = [worker for worker in self.schedule.left if self.schedule.peers[worker].down_until_s <= now]
+            giving = [gevent.spawn(self._give_back, worker) for worker in (session.clients if failed else left)]
+            gevent.joinall(giving, timeout=GIVE_BACK_S if failed else min(LEFT_S, patience_s))
+            gevent.killall(giving, block=False)
+            self._polling.wake_all()
             while time.monotonic() < deadline and (
-                self._receipts or self._lost or self._settling or (self.schedule.out and self._pollers)
+                session.receipts
+                or session.lost
+                or session.settling
+                or (self._polling and self.schedule.awaited(time.monotonic()))
             ):
-                self._to_settle.set()
+                session.to_settle.set()
                 gevent.sleep(0.01)
         finally:
-            self._group.kill(timeout=2)
-            for client in self._clients.values():
+            session.group.kill(timeout=2)
+            for client in session.clients.values():
                 client.close()
+            if session.journal is not None:
+                session.journal.close()
 
-    # --- leasing and pushing ---
+    # --- to look at ---
 
-    def _lease_all(self) -> None:
-        idle_since: float | None = None
-        repeat: tuple[str, list[Task]] | None = None
-        while True:
-            if self._closing:
-                return
-            tasks = repeat[1] if repeat else self.schedule.take_to_lease()
-            if not tasks:
-                self._to_lease.clear()
-                self._to_lease.wait()
-                continue
-            key = repeat[0] if repeat else secrets.token_hex(12)
-            repeat = None
-            try:
-                leased = self._discovery.lease_tasks(
-                    m.LeaseTasks(
-                        job_id=self.job_id,
-                        idempotency_key=key,
-                        tasks=[
-                            m.TaskWanted(input_digest=task.digest, cpu_limit_s=self._options.cpu_limit_s)
-                            for task in tasks
-                        ],
-                        requirements=self._requirements,
-                        policy=self._policy,
-                        timeout_s=self._options.timeout_s,
-                    )
-                )
-            except InsufficientCredits as reason:
-                self.schedule.put_back(tasks)
-                if not self.schedule.out and not self._settling and not self._receipts:
-                    raise
-                log.info("waiting for escrow to come back: %s", reason)
-                gevent.sleep(PAUSE_S)
-                continue
-            except ProblemError as reason:
-                if reason.code != "conflict":
-                    raise
-                repeat = (key, tasks)
-                gevent.sleep(PAUSE_S * secrets.randbelow(100) / 100)
-                continue
-            self.price = leased.price
-            self.schedule.slots_alive = leased.network.slots
-            self.schedule.put_back(tasks[len(leased.tasks) :])
-            if leased.tasks:
-                idle_since = None
-                self._meet(leased)
-                for worker in leased.workers:
-                    self._know(worker)
-                pairs = []
-                for task, given in zip(tasks, leased.tasks, strict=False):
-                    task.replicas = {}
-                    pairs += [(task, replica) for replica in self._take(task, given)]
-                self._push(pairs, leased.workers)
-                continue
-            if self.schedule.out or self._settling:
-                idle_since = None
-                self._to_lease.clear()
-                self._to_lease.wait(PAUSE_S)
-                continue
-            idle_since = idle_since if idle_since is not None else time.monotonic()
-            if time.monotonic() - idle_since > self._options.wait_for_workers_s:
-                raise NoWorkers(self._no_workers(leased.network.workers))
-            gevent.sleep(PAUSE_S)
+    @property
+    def credits_spent(self) -> int:
+        """Paid to workers."""
+        return self._purse.spent
 
-    def _no_workers(self, alive: int) -> str:
-        options = self._options
-        waited = f"none came free in {options.wait_for_workers_s:g} s"
-        if alive == 0:
-            return (
-                f"no worker with Python {options.python} is registered at {self._discovery.url} and {waited}: "
-                f"start one with: python worker.py --discovery {self._discovery.url}"
-            )
-        if alive < options.redundancy:
-            return (
-                f"redundancy={options.redundancy} wants as many different workers for each task, but "
-                f"{self._discovery.url} has {alive}: start more, or ask for less"
-            )
-        return (
-            f"{self._discovery.url} has {alive} workers, but none that may serve this job is free and {waited}: "
-            "they may be busy, or all your own or each other's neighbours on a public network"
+    @property
+    def earned(self) -> dict[str, int]:
+        """Credits paid, by worker."""
+        return dict(self._purse.earned)
+
+    def facts(self) -> Facts:
+        """The engine at this moment. May be called in another thread."""
+        schedule, purse = self.schedule, self._purse
+        clients = list(self._session.clients.values())
+        return Facts(
+            total=schedule.total,
+            done=schedule.done,
+            failed=schedule.failed,
+            running=schedule.running,
+            retried=schedule.retried,
+            workers=tuple(
+                WorkerFacts(peer.worker_id, peer.out, peer.finished, peer.rate, purse.earned.get(peer.worker_id, 0))
+                for peer in list(schedule.peers.values())
+            ),
+            bytes_sent=sum(client.sent for client in clients),
+            bytes_received=sum(client.received for client in clients),
+            credits_spent=purse.spent,
+            credits_escrow=purse.escrow,
         )
-
-    def _meet(self, leased: m.Leased) -> None:
-        if not self._poll_key:
-            self._poll_key = leased.poll_key
-            self._program_tokens = seal_pieces(leased.program_key, self._program)
-
-    def _know(self, worker: m.AssignedWorker) -> None:
-        """Makes a worker that tasks were leased to known."""
-        if worker.worker_id not in self._clients:
-            self._clients[worker.worker_id] = PeerClient(
-                worker.address, worker.port, job_id=self.job_id, poll_key=self._poll_key
-            )
-        self.schedule.peers.setdefault(worker.worker_id, Peer(worker.worker_id, worker.slots))
-
-    def _take(self, task: Task, given: m.LeasedTask) -> list[Replica]:
-        leases = [(replica.lease_id, replica.worker_id) for replica in given.replicas]
-        return self.schedule.leased(task, given.task_id, given.input_key, leases)
-
-    def _push(self, pairs: Sequence[tuple[Task, Replica]], workers: Sequence[m.AssignedWorker]) -> None:
-        """Sends replicas to their workers, one greenlet each; an input is sealed once for all its replicas."""
-        sealed: dict[str, list[str]] = {}
-        by_worker: dict[str, list[tuple[Task, Replica]]] = {}
-        for task, replica in pairs:
-            by_worker.setdefault(replica.worker_id, []).append((task, replica))
-        for worker in workers:
-            mine = by_worker.get(worker.worker_id, [])
-            for start, end in pairwise(batches(mine)):
-                self._spawn(self._push_to, worker, mine[start:end], sealed)
-
-    def _push_to(
-        self, worker: m.AssignedWorker, pairs: list[tuple[Task, Replica]], sealed: dict[str, list[str]]
-    ) -> None:
-        tasks = []
-        for task, replica in pairs:
-            if task.state == "done" and not task.parts:
-                continue
-            payload = sealed.get(task.task_id)
-            if payload is None:
-                payload = seal_input(task)
-                if self._options.redundancy > 1:
-                    sealed[task.task_id] = payload
-            tasks.append(m.PushedTask(lease_id=replica.lease_id, payload=payload))
-        client = self._clients[worker.worker_id]
-        for pause in (*PEER_RETRIES_S, None):
-            with_program = worker.worker_id not in self._has_program
-            try:
-                answer = client.push(
-                    m.PushTasks(
-                        tickets=worker.tickets, program=self._program_tokens if with_program else [], tasks=tasks
-                    )
-                )
-                if answer.missing_program:
-                    self._has_program.discard(worker.worker_id)
-                    continue
-                self._has_program.add(worker.worker_id)
-                given = {task.lease_id for task in tasks[: answer.taken]}
-                for _, replica in pairs:
-                    replica.pushed = replica.lease_id in given
-                self._poll(worker.worker_id)
-                pairs = [pair for pair in pairs if not pair[1].pushed]
-                if not pairs:
-                    return
-                log.info("worker %s has no room for %d of %d tasks", worker.worker_id, len(pairs), len(tasks))
-                break
-            except ProblemError as reason:
-                log.warning("worker %s refused %d tasks: %s", worker.worker_id, len(tasks), reason)
-                if reason.status != 503:
-                    break
-            except PeerUnreachable as reason:
-                log.info("worker %s: %s", worker.worker_id, reason)
-            if pause is None:
-                break
-            gevent.sleep(pause)
-        self._give_up_on(worker.worker_id, [replica.lease_id for _, replica in pairs])
-
-    # --- results ---
-
-    def _poll(self, worker_id: str) -> None:
-        """Sees to it that a greenlet waits for the worker's results."""
-        wake = self._pollers.get(worker_id)
-        if wake is None:
-            wake = self._pollers[worker_id] = Event()
-            self._spawn(self._poll_peer, worker_id, wake)
-        wake.set()
-
-    def _poll_peer(self, worker_id: str, wake: Event) -> None:
-        client = self._clients[worker_id]
-        peer = self.schedule.peers[worker_id]
-        cursor = 0
-        failures = 0
-        while True:
-            if peer.out <= 0:
-                if self._closing:
-                    break
-                wake.clear()
-                wake.wait()
-                if peer.out <= 0:
-                    continue
-            pushed_before = set(self.schedule.leases_out(worker_id)) if failures else None
-            try:
-                answer = client.results(after=cursor, wait_s=RESULT_WAIT_S)
-            except ProblemError as reason:
-                # Unauthorized: a request that was sent later, to cancel say, came first; the next number is good again.
-                if reason.code not in ("unknown-job", "unauthorized") or failures >= 3:
-                    log.warning("worker %s: %s", worker_id, reason)
-                    self._give_up_on(worker_id, None)
-                    failures = 0
-                    continue
-                failures += 1
-                gevent.sleep(PEER_RETRIES_S[failures])
-                continue
-            except PeerUnreachable as reason:
-                log.info("worker %s: %s", worker_id, reason)
-                if failures >= len(PEER_RETRIES_S):
-                    self._give_up_on(worker_id, None)
-                    failures = 0
-                    continue
-                gevent.sleep(PEER_RETRIES_S[failures])
-                failures += 1
-                continue
-            failures = 0
-            cursor = answer.cursor
-            now = time.monotonic()
-            for result in answer.results:
-                self.schedule.reported(result.lease_id, result.tokens, now)
-            if answer.results:
-                self._receipts.append(m.SealedReceipts(worker_id=worker_id, token=answer.receipts))
-                self._to_settle.set()
-            elif answer.held == 0:
-                # It answers but knows nothing of what it was given: it started anew, or dropped it as too late.
-                known = self.schedule.leases_out(worker_id)
-                if pushed_before is not None:
-                    known = [lease_id for lease_id in known if lease_id in pushed_before]
-                if known:
-                    failures = 1
-                    if pushed_before is not None:
-                        self._give_up_on(worker_id, known)
-            self._to_lease.set()
-        self._pollers.pop(worker_id, None)
-
-    def _give_up_on(self, worker_id: str, lease_ids: list[str] | None) -> None:
-        """Counts leases of a worker as lost, so that discovery finds others."""
-        gone = self.schedule.lost(worker_id, lease_ids)
-        if gone:
-            log.info("worker %s: %d tasks given up", worker_id, len(gone))
-            self._lost += gone
-            self._to_settle.set()
-
-    def _give_back(self, worker_id: str) -> None:
-        try:
-            self._clients[worker_id].cancel()
-        except (PeerUnreachable, ProblemError):
-            self.schedule.lost(worker_id)
-
-    # --- settling ---
-
-    def _settle_all(self) -> None:
-        while True:
-            self._to_settle.wait()
-            self._to_settle.clear()
-            while True:
-                due = self.schedule.take_due(SETTLE_TASKS)
-                if not (due or self._receipts or self._lost):
-                    break
-                if self._failure is not None:
-                    due = [task for task in due if self._worth_paying(task)]
-                self._settling = True
-                try:
-                    self._settle(due)
-                except NetworkError as reason:
-                    if self._failure is not None:
-                        raise  # the job has failed already: leave the rest to the deadlines
-                    self._fail(reason)
-                finally:
-                    self._settling = False
-                self._to_lease.set()
-                self._changed()
-                if self.schedule.finished:
-                    self._phase_over.set()
-
-    def _worth_paying(self, task: Task) -> bool:
-        """Of a job that ends early: whether enough workers did the task, rather than give it back unrun."""
-        return sum(1 for replica in task.replicas.values() if replica.tokens) >= self._options.agreement
-
-    def _settle(self, due: list[Task]) -> None:
-        receipts, self._receipts = self._receipts[:500], self._receipts[500:]
-        lost, self._lost = self._lost[:900], self._lost[900:]
-        asked = m.Settle(job_id=self.job_id, receipts=receipts, decide=[task.task_id for task in due], lost=lost)
-        for pause in (0.05, 0.2, 0.5, None):
-            try:
-                settled = self._discovery.settle(asked)
-                break
-            except ProblemError as reason:
-                if reason.code != "conflict" or pause is None:
-                    raise
-                gevent.sleep(pause)
-        if settled.refused_receipts:
-            log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
-        for worker in settled.workers:
-            self._know(worker)
-        for replica in settled.late:
-            if replica.paid:
-                self._pay(replica.lease_id, replica.worker_id)
-            else:
-                self.dissenters.add(replica.worker_id)
-        pairs: list[tuple[Task, Replica]] = []
-        pending = []
-        for task, verdict in zip(due, settled.tasks, strict=True):
-            self._note(verdict)
-            if verdict.verdict == "accepted":
-                try:
-                    self._accept(task, verdict)
-                except (TaskFailed, JobFailed) as reason:
-                    self._fail(reason)  # the rest of the answer is paid for as well
-                    self.schedule.forget(task)
-            elif verdict.verdict == "more" and verdict.task is not None:
-                pairs += [(task, replica) for replica in self._take(task, verdict.task)]
-            elif verdict.verdict == "pending":
-                pending.append(task)
-            else:
-                self._start_over(task, verdict.reason or "discovery forgot the task")
-        self._push(pairs, settled.workers)
-        if pending:
-            stuck = [task for task in pending if not any(replica.out for replica in task.replicas.values())]
-            now = time.monotonic()
-            for task in stuck:
-                task.stuck_s = now if task.stuck_s is None else task.stuck_s
-                answered = sum(1 for replica in task.replicas.values() if replica.tokens)
-                if answered > 1 and now - task.stuck_s > min(DISAGREE_S, self._options.wait_for_workers_s):
-                    raise JobFailed(
-                        f"{answered} workers computed {describe(task)} and too few agree, and no other is free to be "
-                        "asked: the program looks nondeterministic (time, chance, set order), unless workers lie"
-                    )
-                if now - task.stuck_s > self._options.wait_for_workers_s:
-                    raise NoWorkers(
-                        f"{describe(task)} needs one more worker that has not had it yet, and none came free in "
-                        f"{self._options.wait_for_workers_s:g} s: start more workers, or ask for less redundancy"
-                    )
-            if stuck:
-                gevent.spawn_later(PAUSE_S, self._ask_again, stuck)
-
-    def _ask_again(self, tasks: list[Task]) -> None:
-        for task in tasks:
-            self.schedule.ask_again(task)
-        self._to_settle.set()
-
-    def _note(self, verdict: m.TaskVerdict) -> None:
-        for key in verdict.keys:
-            self._pay(key.lease_id, key.worker_id)
-        self.dissenters.update(verdict.dissenters)
-
-    def _pay(self, lease_id: str, worker_id: str) -> None:
-        if lease_id not in self.paid:
-            self.paid[lease_id] = worker_id
-            self.credits_spent += self.price
-
-    def _accept(self, task: Task, verdict: m.TaskVerdict) -> None:
-        """Opens a paid result, checks it against the agreed commitment, and takes it."""
-        junk = 0
-        for key in verdict.keys:
-            replica = task.replicas.get(key.lease_id)
-            if replica is None or replica.tokens is None:
-                continue
-            try:
-                parts = open_result(verdict, key.result_key, replica.tokens, task)
-            except (SealBroken, Malformed):
-                junk += 1
-                continue
-            self.schedule.done_with(task, parts)
-            if not any(other.out for other in task.replicas.values()):
-                self.schedule.forget(task)
-            return
-        if junk:
-            log.warning("task %d: the bytes of %d paid results are not what was committed to", task.number, junk)
-        self._start_over(task, "its result was accepted and paid, but the bytes delivered are not that result")
-
-    def _start_over(self, task: Task, why: str) -> None:
-        if task.attempts >= self._options.max_retries:
-            raise JobFailed(f"{describe(task)} was tried {task.attempts + 1} times; the last time: {why}")
-        log.info("task %d starts over: %s", task.number, why)
-        self.schedule.start_over(task)
-        self._to_lease.set()
 
     # --- inside ---
 
-    def _spawn(self, function: Callable[..., None], *arguments: object) -> None:
-        def guarded() -> None:
+    def _await_pushes(self, until_s: float) -> None:
+        """What was leased has to be with its worker before that can give it back."""
+        session = self._session
+        while True:
+            gevent.sleep(0.01)  # first of all: a push may be about to begin
+            if not (session.leasing or session.pushing) or time.monotonic() > until_s:
+                return
+
+    def _give_back(self, worker_id: str) -> None:
+        for _ in range(3):
             try:
-                function(*arguments)
-            except gevent.GreenletExit:
-                raise
-            except Exception as reason:
-                self._fail(reason)
-
-        self._group.spawn(guarded)
-
-    def _fail(self, reason: BaseException) -> None:
-        if self._failure is None:
-            self._failure = reason
-        else:
-            log.debug("after the job failed: %s", reason)
-        self._phase_over.set()
+                self._session.clients[worker_id].cancel()
+                return
+            except ProblemError as reason:
+                if reason.code != "unauthorized":  # else a poll that was sent later came first
+                    break
+            except PeerUnreachable:
+                break
+        self.schedule.lost(worker_id)

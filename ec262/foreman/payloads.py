@@ -8,7 +8,7 @@ from typing import Any
 from ec262.errors import LimitExceeded, Malformed, TaskFailed
 from ec262.foreman.schedule import Replica, Task
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import decode_pairs, decode_value
+from ec262.protocol.canonical import decode_value
 from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
 from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
 from ec262.protocol.sealing import seal, unseal
@@ -26,9 +26,9 @@ def input_digest(parts: Sequence[bytes]) -> bytes:
     return parts_digest(parts, domain=b"input")
 
 
-def seal_input(task: Task) -> list[str]:
+def seal_input(task: Task, parts: Sequence[bytes]) -> list[str]:
     """A task's input as tokens, the same for all its replicas."""
-    return seal_pieces(task.input_key, frame_parts(task.parts))
+    return seal_pieces(task.input_key, frame_parts(parts))
 
 
 def seal_pieces(key: bytes, data: bytes) -> list[str]:
@@ -44,7 +44,7 @@ def batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
         if size > PUSH_BYTES:
             borders.append(at)
             size = 0
-        size += sum(map(len, task.parts))
+        size += task.size
     if pairs:
         borders.append(len(pairs))
     return borders
@@ -79,12 +79,9 @@ def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str]
 
 
 def describe(task: Task) -> str:
-    """The task for a person: its phase and number, and the keys that a map task was given."""
-    text = f"{task.phase} task {task.number}"
-    if task.phase == "map" and len(task.parts) > 1:
-        keys = [key for key, _ in decode_pairs(task.parts[1])]
-        text += f" (key {keys[0]!r:.80})" if len(keys) == 1 else f" ({len(keys)} items from key {keys[0]!r:.80})"
-    return text
+    """The task for a person."""
+    label = task.label if isinstance(task.label, str) else task.label()
+    return label or f"{task.phase} task {task.number}"
 
 
 def _text(thing: Any) -> str:

@@ -24,19 +24,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import itertools
-import json
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from ec262.errors import Malformed, ProgramError, SandboxUnavailable, ValueNotPortable
+from ec262.errors import ProgramError, SandboxUnavailable, ValueNotPortable
+from ec262.foreman.differences import difference, equal, first_unlike
 from ec262.foreman.original import Original, Steps, advance, run_original
-from ec262.mapreduce.program import Program, map_header, name_of, reduce_header
-from ec262.protocol.canonical import decode_pairs, sort_key
+from ec262.foreman.sample import Sample
+from ec262.mapreduce.program import Program, map_header, name_of, reduce_header, split_counters
+from ec262.sandbox.executor_program import ExecutorMapper
 from ec262.sandbox.launcher import Outcome, Sandbox, UnitTask
 from ec262.sandbox.pack import pack_program
 from ec262.sandbox.policy import DEFAULT, Policy
@@ -45,8 +45,6 @@ log = logging.getLogger("ec262.foreman")
 
 BUDGET_S: Final = 1.0
 """Seconds of work on the sample, all runs together; the start of the sandboxes is not counted."""
-SAMPLE_ITEMS: Final = 8
-SAMPLE_BYTES: Final = 256 * 1024
 REDUCE_BYTES: Final = 1024 * 1024
 """Map results larger than this are not reduced."""
 OWN_PROGRAM: Final = dataclasses.replace(DEFAULT, namespaces=())
@@ -64,43 +62,10 @@ _known: dict[bytes, None] = {}
 _lock = threading.Lock()
 
 
-def sample_of(splits: Sequence[bytes], items: int = SAMPLE_ITEMS) -> list[bytes]:
-    """A few items of a job's input, from all over it, each as a part of its own.
-
-    Args:
-        splits: the input of each map task, as `split_items` makes it.
-        items: how many at most. The first is always among them, others only up to `SAMPLE_BYTES`.
-    """
-    count = min(items, len(splits))
-    if not count:
-        return []
-    places = sorted({at * (len(splits) - 1) // max(1, count - 1) for at in range(count)})
-    sample: list[bytes] = []
-    size = 0
-    for place in places:
-        for item in itertools.islice(_items(splits[place]), -(-items // count)):
-            size += len(item)
-            if sample and size > SAMPLE_BYTES:
-                break
-            sample.append(b"[" + item + b"]")
-    return sample[:items]
-
-
-def _items(part: bytes) -> Iterator[bytes]:
-    """The encoded pairs of a part, one by one: a large part is not read as a whole."""
-    text = part.decode("ascii")
-    decoder = json.JSONDecoder()
-    at = 1
-    while at < len(text) - 1:
-        _, end = decoder.raw_decode(text, at)
-        yield part[at:end]
-        at = end + 1  # the comma
-
-
 def rehearse(
     program: Program,
     packed: bytes,
-    sample: Sequence[bytes],
+    sample: Sample,
     *,
     budget_s: float = BUDGET_S,
     policy: Policy = OWN_PROGRAM,
@@ -111,7 +76,7 @@ def rehearse(
     Args:
         program: the functions as they are here.
         packed: what `pack_program` made of them.
-        sample: items as `sample_of` gives them.
+        sample: records as `ec262.foreman.sample.sample_of` gives them.
         budget_s: seconds of work on the sample.
         policy: of the sandbox. Where the machine has none the shipped form runs unconfined: it is one's own.
         stop: asked now and then; True ends it without an answer.
@@ -120,6 +85,8 @@ def rehearse(
         ProgramError: what is wrong, with function, line, and the first differing record.
         ValueNotPortable: it gives keys or values that cannot travel.
     """
+    if isinstance(program.mapper, ExecutorMapper):
+        return  # what maps is not here
     digest = hashlib.sha256(packed).digest()
     with _lock:
         if digest in _known or not sample:
@@ -143,7 +110,7 @@ class _Rehearsal:
         self,
         program: Program,
         packed: bytes,
-        sample: Sequence[bytes],
+        sample: Sample,
         budget_s: float,
         policy: Policy,
         stop: Callable[[], bool],
@@ -151,8 +118,10 @@ class _Rehearsal:
         self._program = program
         self._packed = packed
         self._digest = hashlib.sha256(packed).hexdigest()
-        self._first, self._rest = sample[0], list(sample[1:])
-        self._chosen: list[bytes] | None = None
+        self._sample = sample
+        self._chosen: int | None = None  # so many records after the first are tried
+        # Two partitions, so that a program's own partitioner has something to decide.
+        self._partitions = 2 if callable(program.partitioner) else 1
         self._budget_s = budget_s
         self._until = 0.0
         extra = {name for name in _OPTIONAL_MODULES if name.encode() in packed and _is_installed(name)}
@@ -195,13 +164,13 @@ class _Rehearsal:
 
     def _steps(self) -> Steps:
         """The tasks of a run: the first item, the others together, and a reduce of what came out."""
-        (first,) = yield [map_header(self._digest, index=0, partitions=1), self._first]
-        mapped = [first]
-        rest = self._rest if self._chosen is None else self._chosen
-        if rest:
-            joined = b"[" + b",".join([item[1:-1] for item in rest]) + b"]"
-            (more,) = yield [map_header(self._digest, index=1, partitions=1), joined]
-            mapped.append(more)
+        sample, partitions = self._sample, self._partitions
+        header = partial(map_header, self._digest, partitions=partitions, spec=sample.spec)
+        mapped, _ = split_counters((yield [header(index=0), *sample.parts(0, 1)]), partitions)
+        more = len(sample) - 1 if self._chosen is None else self._chosen
+        if more:
+            others, _ = split_counters((yield [header(index=1), *sample.parts(1, 1 + more)]), partitions)
+            mapped = mapped + others
         if sum(map(len, mapped)) <= REDUCE_BYTES:
             yield [reduce_header(self._digest, index=0), *mapped]
 
@@ -225,7 +194,7 @@ class _Rehearsal:
             if self._chosen is None:
                 # As many as may be had in every run, with as much again to spare.
                 most = self._budget_s / (2 * _RUNS) / max(outcome.wall_s, 1e-6)
-                self._chosen = self._rest[: int(most)]
+                self._chosen = min(len(self._sample) - 1, int(most))
             run.waiting = advance(steps, outcome.parts)
             run.done = run.waiting is None
 
@@ -243,6 +212,8 @@ class _Rehearsal:
         if error is None or error.limit in ("cpu", "wall"):
             return not self._stop()  # too slow to be tried
         if error.type in ("ProgramError", "ValueNotPortable") and not error.line:
+            if self._sample.spec.get("name") and error.message.startswith(self._sample.spec["name"]):
+                return False  # the file is not what its reader reads: the job's policy says what becomes of that
             raise (ProgramError if error.type == "ProgramError" else ValueNotPortable)(
                 f"{error.message}; it is {self._blamed(shipped)}"
             )
@@ -271,13 +242,13 @@ class _Rehearsal:
             if one != two:
                 raise ProgramError(
                     f"{self._who(at, len(shipped.results))} is not deterministic, so workers could not agree on its "
-                    f"result: two runs on the same input gave {_difference(one[0], two[0], 'first', 'then', _equal)}. "
+                    f"result: two runs on the same input gave {difference(one, two, 'first', 'then', equal)}. "
                     "Usual causes: the order of a set (loop over sorted(...)), hash() or id() of something, the repr "
                     f"of an object; {_OFF}"
                 )
 
     def _same_as_original(self, shipped: _Run, original: Original) -> None:
-        at = _first_unlike(shipped.results, original.results)
+        at = first_unlike(shipped.results, original.results)
         if at is None:
             return
         try:
@@ -290,7 +261,7 @@ class _Rehearsal:
             return  # it does not agree with itself: the sandbox seeds what it draws
         raise ProgramError(
             f"{self._who(at, len(shipped.results))} gives another result when it is shipped: "
-            f"{_difference(shipped.results[at][0], original.results[at][0], 'shipped', 'here')}. "
+            f"{difference(shipped.results[at], original.results[at], 'shipped', 'here')}. "
             "Usual causes: it changes global variables (each task starts with those of the job's start), it depends "
             f"on the order of a set or on this machine, or a decorator lost its meaning on the way; {_OFF}"
         )
@@ -300,13 +271,13 @@ class _Rehearsal:
         steps = 2 + bool(self._chosen)
         if len(shipped.results) != steps:
             return  # nothing was reduced
-        plain = self._run(sandbox, pack_program(Program(program.mapper, program.reducer)))
+        plain = self._run(sandbox, pack_program(dataclasses.replace(program, combiner=None)))
         if not plain.done or len(plain.results) != steps:
             return
-        if _first_unlike(shipped.results[-1:], plain.results[-1:]) is not None:
+        if first_unlike(shipped.results[-1:], plain.results[-1:]) is not None:
             raise ProgramError(
                 f"combiner {_place(program.combiner)} does not suit reducer {_place(program.reducer)}: with it the "
-                f"result is another, {_difference(shipped.results[-1][0], plain.results[-1][0], 'with', 'without')}. "
+                f"result is another, {difference(shipped.results[-1], plain.results[-1], 'with', 'without')}. "
                 "What the combiner returns stands in for the values it was given, and each map task combines its own "
                 f"(a mean of means is not the mean); {_OFF}"
             )
@@ -329,8 +300,13 @@ class _Rehearsal:
         program = self._program
         if at == 1 + bool(self._chosen) and program.reducer is not None:
             return f"reducer {_place(program.reducer)}"
-        if program.combiner is not None:
-            return f"mapper {_place(program.mapper)} (or combiner {_place(program.combiner)})"
+        others = [
+            f"{role} {_place(function)}"
+            for role, function in (("combiner", program.combiner), ("partitioner", program.partitioner))
+            if callable(function)
+        ]
+        if others:
+            return f"mapper {_place(program.mapper)} (or {' or '.join(others)})"
         return f"mapper {_place(program.mapper)}"
 
 
@@ -372,9 +348,6 @@ class _Companion:
         self._thread.join()
 
 
-# --- showing and comparing ---
-
-
 def _place(function: Any) -> str:
     """Name, file and line of a function: also of partials and callable objects."""
     inner = function
@@ -390,69 +363,3 @@ def _at(line: str) -> str:
 
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def _first_unlike(one: Sequence[list[bytes]], two: Sequence[list[bytes]]) -> int | None:
-    """Which task's results differ by more than the last digits of a number; compared as far as both go."""
-    for at, (left, right) in enumerate(zip(one, two, strict=False)):
-        if left != right:
-            pairs = [[decode_pairs(part) for part in parts] for parts in (left, right)]
-            if not _alike(*pairs):
-                return at
-    return None
-
-
-def _alike(one: Any, two: Any) -> bool:
-    if type(one) is not type(two):
-        return {type(one), type(two)} == {int, float} and math.isclose(one, two, rel_tol=1e-9)
-    if isinstance(one, float):
-        return math.isclose(one, two, rel_tol=1e-9, abs_tol=1e-12)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(_alike, one, two))
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(_alike(value, two[key]) for key, value in one.items())
-    return bool(one == two)
-
-
-def _difference(one: bytes, two: bytes, name_one: str, name_two: str, same: Callable[[Any, Any], bool] = _alike) -> str:
-    """The first record in which two parts of pairs differ, in words."""
-    try:
-        left, right = ({_identity(key): (key, value) for key, value in decode_pairs(part)} for part in (one, two))
-    except Malformed:
-        return "bytes that are no records"
-    for place in sorted({**left, **right}):
-        mine, yours = left.get(place), right.get(place)
-        if mine is None or yours is None:
-            key = (mine or yours or (None,))[0]
-            has, lacks = (name_one, name_two) if yours is None else (name_two, name_one)
-            value = (mine or yours or (None, None))[1]
-            return f"key {_show(key)} {has} with {_show(value)}, {lacks} not at all"
-        if not same(mine[1], yours[1]):
-            return f"for key {_show(mine[0])} {name_one} {_contrast(mine[1], yours[1])}, {name_two} " + _contrast(
-                yours[1], mine[1]
-            )
-    return "the same records in another order"
-
-
-def _equal(one: Any, two: Any) -> bool:
-    return repr(one) == repr(two)  # 1 is not 1.0 here, nor 0.0 -0.0
-
-
-def _identity(key: Any) -> tuple[Any, str]:
-    return sort_key(key), type(key).__name__
-
-
-def _contrast(value: Any, other: Any) -> str:
-    """A value, where it is long from the first place on in which it differs from the other."""
-    text = repr(value)
-    if len(text) > 120 and isinstance(value, list) and isinstance(other, list):
-        at = next((at for at, (one, two) in enumerate(zip(value, other, strict=False)) if one != two), len(other))
-        if at < len(value):
-            return f"{_show(value[at])} (place {at} of {len(value)})"
-        return f"a list of {len(value)}"
-    return _show(value)
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,28 +1,29 @@
 """A program and how one task of it is computed: from input parts to output parts, pure.
 
-The sandbox's child calls `execute`; so does whoever wants the same bytes without a sandbox. Standard library only.
+The sandbox's child calls `execute`; so does every backend that needs no sandbox, for the same bytes. Standard library
+only.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ec262.errors import Malformed, ProgramError, ValueNotPortable
-from ec262.mapreduce.partition import partition_of
-from ec262.protocol.canonical import (
-    Pair,
-    decode_pairs,
-    decode_value,
-    encode_pairs,
-    encode_value,
-    sort_pairs,
-)
+from ec262.mapreduce import blocks, context
+from ec262.mapreduce.partition import KeyPartitioner, partitions_of
+from ec262.mapreduce.records import Reader, read_records
+from ec262.protocol.canonical import decode_pairs, decode_value, encode_value, sort_pairs
 
 Mapper = Callable[[Any, Any], Iterable[tuple[Any, Any]]]
 Reducer = Callable[[Any, list[Any]], Any]
+Setup = Callable[[Mapping[str, Any]], None]
+
+MAX_PARTITIONS = 65_536
+SHIPPED = ("mapper", "reducer", "combiner", "partitioner", "setup", "params")
+"""The fields of a program that travel to workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,71 @@ class Program:
             key's value in the result. Without one, the result holds the list of values.
         combiner: as the reducer, applied to what one map task gave a key before it leaves the worker. Its result
             stands in for those values, so it must be something the reducer takes (sums of sums, say).
+        partitioner: ``"hash"`` (default: stable across machines), ``"range"`` (total order: every key of a reduce
+            partition stands before those of the next; bounds are found by sampling), or a function of key and number
+            of partitions.
+        setup: called with the parameters once a task, before its first record; what it sets in the module's globals
+            is there for that task. Each task begins with the program's fresh globals, on every worker.
+        params: plain data that travels with the program; read with ``ec262.param(name)``.
+        reader: how the records of files are read for this program; default: lines.
+        output_format: how results are written to files: ``"text"``, ``"values"``, ``"binary"`` or ``"json"``.
+        required: parameters that have to be given.
+        prepare: called where the job starts with the parameters and the job's files (None if it has other input);
+            gives the parameters that travel. For what only the whole input can tell, such as its size.
     """
 
     mapper: Mapper
     reducer: Reducer | None = None
     combiner: Reducer | None = None
+    partitioner: KeyPartitioner | str = "hash"
+    setup: Setup | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reader: Reader | None = None
+    output_format: str = "text"
+    required: tuple[str, ...] = ()
+    prepare: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] | None = None
 
 
-def map_header(program_digest: str, *, index: int, partitions: int) -> bytes:
-    """First part of a map task's input: `partitions` result parts are wanted of task number `index`."""
-    return encode_value({"phase": "map", "program": program_digest, "index": index, "partitions": partitions})
+def map_header(
+    program_digest: str,
+    *,
+    index: int,
+    partitions: int,
+    spec: Mapping[str, Any] | None = None,
+    bounds: Sequence[Any] = (),
+) -> bytes:
+    """First part of a map task's input.
+
+    Args:
+        index: number of the task.
+        partitions: so many result parts are wanted.
+        spec: what the parts that follow are, see `ec262.mapreduce.split`; default: canonical pairs.
+        bounds: of the range partitioner.
+    """
+    return MapHeaders(program_digest, partitions, bounds).header(index, spec or {"format": "pairs"})
+
+
+class MapHeaders:
+    """Makes the headers of a phase's map tasks: what they have in common is encoded once.
+
+    A header is the canonical form of a dictionary: bounds (if there are any), index, input, partitions, phase, program.
+    """
+
+    def __init__(self, program_digest: str, partitions: int, bounds: Sequence[Any] = ()) -> None:
+        before = b'["bounds",' + encode_value(list(bounds)) + b"]," if bounds else b""
+        self._head = b'{"d":[' + before + b'["index",'
+        self._tail = b'],["partitions",%d],["phase","map"],["program",%b]]}' % (
+            partitions,
+            encode_value(program_digest),
+        )
+        self._spec: Mapping[str, Any] | None = None
+        self._encoded = b""
+
+    def header(self, index: int, spec: Mapping[str, Any]) -> bytes:
+        """The header of task number `index`."""
+        if spec != self._spec:
+            self._spec, self._encoded = spec, encode_value(dict(spec))
+        return b'%b%d],["input",%b%b' % (self._head, index, self._encoded, self._tail)
 
 
 def reduce_header(program_digest: str, *, index: int) -> bytes:
@@ -69,11 +125,12 @@ def execute(program: Program, parts: Sequence[bytes]) -> list[bytes]:
 
     Args:
         program: the job's functions.
-        parts: the task's input: a header (`map_header` or `reduce_header`) and parts of canonical pairs.
+        parts: the task's input: a header (`map_header` or `reduce_header`) and its data.
 
     Returns:
-        A map task's result: one part a reduce partition, each the canonical pairs ``[[key, [value, ...]], ...]``.
-        A reduce task's: one part, ``[[key, value], ...]``. Keys in order either way.
+        A map task's result: one part a reduce partition, grouped (see `blocks`). A reduce task's: one part of
+        results. Keys in order either way. One part more, a canonical dictionary of names and sums, if the
+        task counted anything.
 
     Raises:
         Malformed: the input is not what a foreman sends.
@@ -85,48 +142,113 @@ def execute(program: Program, parts: Sequence[bytes]) -> list[bytes]:
         raise Malformed("a task without input")
     header = decode_value(parts[0])
     phase = header.get("phase") if type(header) is dict else None
-    if phase == "map":
-        partitions = header.get("partitions")
-        if type(partitions) is not int or not 1 <= partitions <= 65_536:
-            raise Malformed("a map task with an impossible number of partitions")
-        return run_map(program, parts[1:], partitions)
-    if phase == "reduce":
-        return [run_reduce(program, parts[1:])]
-    raise Malformed("a task that is neither map nor reduce")
+    if phase not in ("map", "reduce"):
+        raise Malformed("a task that is neither map nor reduce")
+    task = context.begin(program.params)
+    try:
+        if program.setup is not None:
+            program.setup(program.params)
+        made = _run_map(program, header, parts[1:], task) if phase == "map" else [run_reduce(program, parts[1:])]
+    finally:
+        context.end()
+    if task.counts:
+        made.append(encode_value(task.counts))
+    return made
 
 
-def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[bytes]:
-    """Maps the pairs in `parts`, groups what comes out by key, combines and partitions it."""
+def split_counters(made: list[bytes], expected: int) -> tuple[list[bytes], dict[str, int]]:
+    """A task's result as its parts and what it counted.
+
+    Args:
+        made: what `execute` gave.
+        expected: how many parts a task of this phase has.
+
+    Raises:
+        Malformed: not so many parts, or counters that are none.
+    """
+    if len(made) == expected:
+        return made, {}
+    if len(made) != expected + 1:
+        raise Malformed(f"a result of {len(made)} parts where {expected} were wanted")
+    counts = decode_value(made[-1])
+    if type(counts) is not dict or not all(type(n) is str and type(c) is int and c >= 0 for n, c in counts.items()):
+        raise Malformed("a result whose counters are none")
+    return made[:-1], counts
+
+
+# --- map ------------------------------------------------------------------------------------------
+
+
+def _run_map(
+    program: Program, header: Mapping[str, Any], parts: Sequence[bytes], task: context.TaskState
+) -> list[bytes]:
+    partitions, bounds = header.get("partitions"), header.get("bounds", [])
+    if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS:
+        raise Malformed("a map task with an impossible number of partitions")
+    if type(bounds) is not list or len(bounds) >= partitions:
+        raise Malformed("a map task with impossible bounds")
+    return run_map(program, records_of(header.get("input"), parts, task), partitions, bounds)
+
+
+def records_of(spec: object, parts: Sequence[bytes], task: context.TaskState) -> Iterator[tuple[Any, Any]]:
+    """The records of a map task's data, one after the other.
+
+    Raises:
+        Malformed: no such form of input.
+        ProgramError: what a file holds cannot be read as the program's reader wants it.
+    """
+    form = spec.get("format") if type(spec) is dict else None
+    if form == "pairs":
+        for part in parts:
+            yield from decode_pairs(part)  # type: ignore[misc]
+    elif form == "blocks":
+        for part in parts:
+            yield from blocks.pairs_of(part)
+    elif form == "records" and type(spec) is dict and len(parts) == 2:
+        name, reader, offset = spec.get("name"), spec.get("reader"), decode_value(parts[1])
+        if type(name) is not str or type(reader) is not dict or type(offset) is not int:
+            raise Malformed("a map task whose records cannot be read")
+        task.input_name = name
+        yield from read_records(Reader.from_wire(reader), parts[0], name=name, offset=offset)
+    else:
+        raise Malformed("a map task with an unknown form of input")
+
+
+def run_map(
+    program: Program, records: Iterable[tuple[Any, Any]], partitions: int, bounds: Sequence[Any] = ()
+) -> list[bytes]:
+    """Maps records, groups what comes out by key, combines and partitions it."""
     mapper = program.mapper
     where = f"mapper {name_of(mapper)}"
     groups: defaultdict[Any, list[Any]] = defaultdict(list)
-    for part in parts:
-        for key, value in decode_pairs(part):
-            emitted = mapper(key, value)
-            # Text would be taken apart into characters, a dictionary into its keys: two of either look like a pair.
-            if isinstance(emitted, (str, bytes, dict)) or not hasattr(emitted, "__iter__"):
-                raise ProgramError(
-                    f"{where}: returned a {type(emitted).__name__} for key {key!r:.80}; "
-                    "it has to yield or return (key, value) pairs"
-                )
-            try:
-                # The one loop that runs for every pair: what is wrong with one is found out afterwards.
-                for out_key, out_value in emitted:
-                    groups[out_key].append(out_value)
-            except (TypeError, ValueError) as reason:
-                if reason.__traceback__ is not None and reason.__traceback__.tb_next is None:
-                    _explain_pair(mapper(key, value), where)
-                raise
+    for key, value in records:
+        emitted = mapper(key, value)
+        # Text would be taken apart into characters, a dictionary into its keys: two of either look like a pair.
+        if isinstance(emitted, (str, bytes, dict)) or not hasattr(emitted, "__iter__"):
+            raise ProgramError(
+                f"{where}: returned a {type(emitted).__name__} for key {key!r:.80}; "
+                "it has to yield or return (key, value) pairs"
+            )
+        try:
+            # The one loop that runs for every pair: what is wrong with one is found out afterwards.
+            for out_key, out_value in emitted:
+                groups[out_key].append(out_value)
+        except (TypeError, ValueError) as reason:
+            if reason.__traceback__ is not None and reason.__traceback__.tb_next is None:
+                _explain_pair(mapper(key, value), where)
+            raise
     combiner = program.combiner
     if combiner is not None:
         for key, values in groups.items():
             groups[key] = [combiner(key, values)]
+    ordered = sort_pairs(groups.items(), where=where)
     if partitions == 1:
-        return [encode_pairs(sort_pairs(groups.items(), where=where), where=where)]
-    split: list[list[Pair]] = [[] for _ in range(partitions)]
-    for item in groups.items():
-        split[partition_of(item[0], partitions, where=where)].append(item)
-    return [encode_pairs(sort_pairs(items, where=where), where=where) for items in split]
+        return [blocks.encode_grouped(ordered, where=where)]
+    split: list[list[tuple[Any, list[Any]]]] = [[] for _ in range(partitions)]
+    numbers = partitions_of([key for key, _ in ordered], partitions, program.partitioner, bounds, where=where)
+    for number, group in zip(numbers, ordered, strict=True):
+        split[number].append(group)
+    return [blocks.encode_grouped(run, where=where) for run in split]
 
 
 def _explain_pair(emitted: Iterable[Any], where: str) -> None:
@@ -144,23 +266,23 @@ def _explain_pair(emitted: Iterable[Any], where: str) -> None:
             ) from None
 
 
+# --- reduce ---------------------------------------------------------------------------------------
+
+
 def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:
-    """Merges map parts in the order given and reduces each key's values."""
-    groups: dict[Any, list[Any]] = {}
-    for part in parts:
-        for key, values in decode_pairs(part):
-            if type(values) is not list:
-                raise Malformed("a map part whose values are no list")
-            known = groups.get(key)
-            if known is None:
-                groups[key] = values
-            else:
-                known.extend(values)
+    """Merges map parts, which are in key order, in the order given, and reduces each key's values as it goes."""
     reducer = program.reducer
-    ordered = sort_pairs(groups.items(), where="map part")
-    if reducer is None:
-        return encode_pairs(ordered, where="mapper's values")
-    return encode_pairs([(key, reducer(key, values)) for key, values in ordered], where=f"reducer {name_of(reducer)}")
+    where = "mapper's values" if reducer is None else f"reducer {name_of(reducer)}"
+    return blocks.encode_results(_reduced(reducer, parts), where=where)
+
+
+def _reduced(reducer: Reducer | None, parts: Iterable[bytes]) -> Iterator[tuple[Any, Any]]:
+    for run in blocks.merge(parts):
+        if reducer is None:
+            yield from run
+        else:
+            for key, values in run:
+                yield key, reducer(key, values)
 
 
 def name_of(function: Any) -> str:

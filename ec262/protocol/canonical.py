@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from ec262.errors import Malformed, ValueNotPortable
 
 Key = Any
-"""A key: None, bool, int, float, str or a tuple of keys."""
+"""A key: None, bool, int, float, str, bytes or a tuple of keys."""
 Value = Any
 """A value: None, bool, int, float, str, bytes, or a list, tuple or dict of values."""
 Pair = tuple[Key, Value]
@@ -44,20 +44,24 @@ RUN = 32
 
 _PLAIN = frozenset({int, str, float, bool, type(None)})
 _INT, _STR = {int}, {str}
+_TEXT, _NUMBERS, _BYTES = frozenset({str}), frozenset({int, float, bool}), frozenset({bytes})
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), check_circular=False).encode
 
 
 def sort_key(key: Key) -> tuple[int, Any]:
-    """Order for mixed keys: None < bool < number < str < tuple, then by value."""
+    """Order for mixed keys: None < number (True is 1) < str < bytes < tuple, then by value.
+
+    Keys that Python holds equal (1, 1.0, True) have equal places: sorted runs can be merged by it.
+    """
     kind = type(key)
     if kind is str:
-        return (3, key)
-    if kind is int or kind is float:
         return (2, key)
-    if kind is bool:
+    if kind is int or kind is float or kind is bool:
         return (1, key)
     if key is None:
         return (0, 0)
+    if kind is bytes:
+        return (3, key)
     if kind is tuple:
         return (4, tuple(sort_key(item) for item in key))
     raise ValueNotPortable(_unfit_key(key))
@@ -71,7 +75,7 @@ def sort_pairs(pairs: Iterable[Pair], *, where: str = "data") -> list[Pair]:
     """
     listed = list(pairs)
     kinds = {type(pair[0]) for pair in listed}
-    if kinds <= {str} or kinds <= {int, float}:
+    if comparable(kinds):
         listed.sort(key=_first)
     else:
         try:
@@ -81,6 +85,11 @@ def sort_pairs(pairs: Iterable[Pair], *, where: str = "data") -> list[Pair]:
         except RecursionError:
             raise ValueNotPortable(f"{where}: a key is nested too deeply") from None
     return listed
+
+
+def comparable(kinds: set[type]) -> bool:
+    """Whether keys of these types stand in canonical order by themselves, without `sort_key`."""
+    return kinds <= _TEXT or kinds <= _NUMBERS or kinds <= _BYTES
 
 
 def _first(pair: Pair) -> Any:
@@ -148,7 +157,7 @@ def decode_pairs(data: bytes) -> list[list[Any]]:
     for pair in pairs:
         if type(pair) is not list or len(pair) != 2:
             raise Malformed("a pair is not an array of two")
-        if type(pair[0]) is not str and not _is_key(pair[0]):
+        if type(pair[0]) is not str and not is_key(pair[0]):
             raise Malformed("a pair's key has a type that cannot be a key")
     return pairs
 
@@ -162,6 +171,8 @@ def _wire_key(key: Key, where: str) -> Any:
         return key
     if kind is tuple:
         return {"t": [_wire_key(item, where) for item in key]}
+    if kind is bytes:
+        return {"b": base64.b64encode(key).decode("ascii")}
     raise ValueNotPortable(f"{where}: {_unfit_key(key)}")
 
 
@@ -220,7 +231,7 @@ def _unfit_key(key: object) -> str:
     kind = type(key)
     return (
         f"{_show(key)} is a {kind.__module__}.{kind.__qualname__} and cannot be a key; "
-        "keys are None, bool, int, float, str or tuples of these"
+        "keys are None, bool, int, float, str, bytes or tuples of these"
     )
 
 
@@ -264,15 +275,16 @@ def _equal(inner: list[Any]) -> list[Any]:
 def _dictionary(pairs: list[Any]) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     for pair in pairs:
-        if type(pair) is not list or len(pair) != 2 or not _is_key(pair[0]) or pair[0] in made:
+        if type(pair) is not list or len(pair) != 2 or not is_key(pair[0]) or pair[0] in made:
             raise Malformed("a dictionary with an unfit or repeated key")
         made[pair[0]] = pair[1]
     return made
 
 
-def _is_key(key: Any) -> bool:
+def is_key(key: Any) -> bool:
+    """Whether a value may be a key."""
     kind = type(key)
-    return kind in _PLAIN or (kind is tuple and all(map(_is_key, key)))
+    return kind in _PLAIN or kind is bytes or (kind is tuple and all(map(is_key, key)))
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -22,9 +22,20 @@ LeaseId = Annotated[
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256.")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400.0)]
 Token = Annotated[str, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
+Capability = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9:._-]{0,63}$(?!\n)",
+        description="What a worker has beside Python, such as data:books or executor:simulator.",
+    ),
+]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
 MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
+MAX_CAPABILITIES = 16
+EXECUTOR = "executor:"
+"""How the capability of a worker begins that computes with a program of its own, and cannot run Python programs."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -93,7 +104,8 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     """A worker enters the pool.
 
     The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
-    seen for this worker starts a new epoch: what it held before is taken from it.
+    seen for this worker starts a new epoch: what it held before is taken from it. A worker with an ``executor:NAME``
+    capability is given only tasks that require it; other capabilities do not keep ordinary tasks away.
     """
 
     worker_id: Id
@@ -103,6 +115,7 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
     layers: list[Annotated[str, Meta(max_length=32)]] = []
+    capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
 
 
 class WorkerRegistered(Message, frozen=True, kw_only=True):
@@ -144,7 +157,11 @@ class TaskWanted(Message, frozen=True, kw_only=True):
 
 
 class Policy(Message, frozen=True, kw_only=True):
-    """Whose result counts: so many replicas, of which so many must agree; `max_replicas` in all."""
+    """Whose result counts: so many replicas, of which so many must agree; `max_replicas` in all.
+
+    Of all replicas those do not count towards `max_replicas` whose worker said that it did not run them. With
+    ``max_replicas=1`` no task is given to a second worker as long as the first may have run it.
+    """
 
     redundancy: Annotated[int, Meta(ge=1, le=16)] = 1
     quorum: Annotated[int, Meta(ge=1, le=16)] = 1
@@ -152,10 +169,15 @@ class Policy(Message, frozen=True, kw_only=True):
 
 
 class Requirements(Message, frozen=True, kw_only=True):
-    """Which workers can compute the tasks: replicas are compared only within one class."""
+    """Which workers can compute the tasks: replicas are compared only within one class.
+
+    A worker needs all of `capabilities`, and may have others. One with an ``executor:NAME`` is given no task that
+    requires no executor.
+    """
 
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
+    capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
 
 
 class LeaseTasks(Message, frozen=True, kw_only=True):
@@ -195,7 +217,7 @@ class AssignedWorker(Message, frozen=True, kw_only=True):
 
 
 class NetworkState(Message, frozen=True, kw_only=True):
-    """The workers alive in the class that was asked for."""
+    """The workers alive that are fit for what was asked for: of the class, with the capabilities."""
 
     workers: int
     slots: int
@@ -221,7 +243,11 @@ class SealedReceipts(Message, frozen=True, kw_only=True):
 
 
 class Settle(Message, frozen=True, kw_only=True):
-    """Shows receipts and wants verdicts on tasks. `lost` names leases the foreman has given up."""
+    """Shows receipts and wants verdicts on tasks.
+
+    `lost` names leases the foreman no longer waits for: verdicts are made without them, so that ``more`` can lease a
+    further replica, but a receipt that comes all the same still counts.
+    """
 
     job_id: Id
     receipts: Annotated[list[SealedReceipts], Meta(max_length=MAX_RECEIPT_TOKENS)] = []
@@ -242,8 +268,8 @@ class TaskVerdict(Message, frozen=True, kw_only=True):
 
     ``accepted``: `kind` and `commitment` are the agreed ones, `keys` open the payees' results. ``more``: `task` lists
     further replicas to push to. ``pending``: replicas are still out, or no further worker is free now.
-    ``undecided``: nobody agrees and no more may be tried; the escrow went back. ``unknown``: not this foreman's
-    task, or forgotten after the grace period.
+    ``undecided``: nobody agrees and no more may be tried; the escrow of answers went back. ``unknown``: not this
+    foreman's task, or forgotten after the grace period.
     """
 
     task_id: str
@@ -275,6 +301,52 @@ class Settled(Message, frozen=True, kw_only=True):
     workers: list[AssignedWorker]
     refused_receipts: list[int]
     balance: int
+
+
+# --- discovery: reports of jobs ------------------------------------------------------------------
+
+
+class JobReport(Message, frozen=True, kw_only=True):
+    """How a job stands, for its account's eyes. Names are printable; sizes are in bytes, `seconds_left` is a guess."""
+
+    state: Literal["running", "done", "failed", "cancelled"]
+    name: Annotated[str, Meta(max_length=64)] = ""
+    phase: Annotated[str, Meta(max_length=32)] = ""
+    tasks_done: Count = 0
+    tasks_total: Count | None = None
+    failed: Count = 0
+    retried: Count = 0
+    workers: Count = 0
+    credits_spent: Count = 0
+    bytes_in: Count = 0
+    bytes_out: Count = 0
+    seconds_left: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+
+
+class JobReported(Message, frozen=True, kw_only=True):
+    """The report is kept for `kept_s`, or until the next."""
+
+    kept_s: float
+
+
+class JobState(JobReport, frozen=True, kw_only=True):
+    """A job as last reported. Times are Unix times by the service's clock.
+
+    `age_s` has passed since the first report, `silent_s` since the last.
+    """
+
+    job_id: Id
+    started_s: float
+    updated_s: float
+    age_s: float
+    silent_s: float
+
+
+class Jobs(Message, frozen=True, kw_only=True):
+    """The calling account's jobs that were reported and are not forgotten yet, the last started first."""
+
+    server_time_s: float
+    jobs: list[JobState]
 
 
 # --- worker --------------------------------------------------------------------------------------

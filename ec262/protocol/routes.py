@@ -32,7 +32,7 @@ class Route:
 
     name: str
     party: Party
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     auth: Auth
     request: type[m.Message] | None
@@ -72,6 +72,10 @@ ROUTES: tuple[Route, ...] = (
           ("unauthorized", "insufficient-credits", "conflict", *_BODY), 8 * MEGABYTE),
     Route("settle", "discovery", "POST", "/v1/settlements", "account", m.Settle, m.Settled,
           "Show receipts; get verdicts and result keys", ("unauthorized", "conflict", *_BODY), 32 * MEGABYTE),
+    Route("report_job", "discovery", "PUT", "/v1/jobs/<job_id>", "account", m.JobReport, m.JobReported,
+          "Say how a job stands, for its own account to see", ("unauthorized", *_BODY)),
+    Route("jobs", "discovery", "GET", "/v1/jobs", "account", None, m.Jobs,
+          "How the calling account's jobs stand", ("unauthorized",)),
     Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
     Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
           "Redeem tickets: run these tasks", ("ticket-refused", *_BODY), 64 * MEGABYTE),

@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 _EXIT_OK, _EXIT_FAILED = 0, 1
+FACADE_FILE = "<ec262>"  # as in `ec262.sandbox.facade`, which cannot be imported before `sys.path` is known
 
 
 def main() -> NoReturn:
@@ -351,8 +352,8 @@ def _places(reason: BaseException) -> list[traceback.FrameSummary]:
     while step is not None:
         names = step.tb_frame.f_globals
         module = sys.modules.get(str(names.get("__name__")))
-        if not (isinstance(module, types.ModuleType) and module.__dict__ is names):
-            code = step.tb_frame.f_code
+        code = step.tb_frame.f_code
+        if not (isinstance(module, types.ModuleType) and module.__dict__ is names) and code.co_filename != FACADE_FILE:
             places.append(traceback.FrameSummary(code.co_filename, step.tb_lineno, code.co_name, lookup_line=True))
         step = step.tb_next
     return places

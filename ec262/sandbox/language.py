@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 from ec262.errors import ProgramError
+from ec262.sandbox import facade
 
 _IMMUTABLE_TYPE: Final = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE, CPython 3.10
 _FLAGS_OFFSET: Final = 168  # of tp_flags in PyTypeObject on 64-bit CPython; checked against __flags__ before use
@@ -116,6 +117,9 @@ class Language:
         known = self._fresh.get(name)
         if known is not None:
             return known
+        if name == "ec262":
+            module = self._fresh[name] = facade.make_module(self._current, NotAvailable)
+            return module
         names = self._pristine.get(name)
         if names is None:
             return self._other_module(name)
@@ -137,6 +141,9 @@ class Language:
             return self._builtins[name] if name in self._builtins else Denied(f"function {name}")
         if (module, name) == ("_thread", "get_ident"):
             return _one_thread
+        if module.partition(".")[0] == "ec262":
+            known = module == facade.HOME and name in facade.NAMES
+            return getattr(self.import_module("ec262"), name) if known else Denied(f"{module}.{name}")
         owner = self._c_homes.get(module, module)
         try:
             allowed: Any = self.import_module(owner)
@@ -279,9 +286,7 @@ def _replacements(language: Language) -> dict[str, dict[str, Any]]:
     real_random = importlib.import_module("random")
     shared, kind = language.random.shared, language.random.kind
     methods = {
-        name: getattr(shared, name)
-        for name in real_random.__all__
-        if not isinstance(getattr(real_random, name), type)
+        name: getattr(shared, name) for name in real_random.__all__ if not isinstance(getattr(real_random, name), type)
     }
     uuid = importlib.import_module("uuid")
 
@@ -346,5 +351,3 @@ def _freeze_classes(modules: dict[str, dict[str, Any]]) -> None:
                 flags = ctypes.c_ulong.from_address(id(thing) + _FLAGS_OFFSET)
                 if flags.value == thing.__flags__:
                     flags.value |= _IMMUTABLE_TYPE
-
-

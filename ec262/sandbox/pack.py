@@ -1,12 +1,11 @@
 """A program to bytes: what a foreman ships and a worker's child loads.
 
 The blob is a list of parts (see `ec262.protocol.framing`): a JSON header (format, Python), a pickle by value made with
-cloudpickle, and the source.
+cloudpickle, the source, and for a program that an executor maps what that executor needs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import json
@@ -14,14 +13,17 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import cloudpickle.cloudpickle as cloudpickle
 
-from ec262.errors import ProgramError
-from ec262.mapreduce.program import Program, name_of
+from ec262.errors import ProgramError, ValueNotPortable
+from ec262.mapreduce.program import SHIPPED, Program, name_of
+from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
+from ec262.sandbox import facade
+from ec262.sandbox.executor_program import ExecutorMapper, call_of
 from ec262.sandbox.policy import C_HOMES, STANDARD_MODULES
 from ec262.sandbox.rebuild import fill_cached
 from ec262.sandbox.source import NoSource, global_names, recipe_of
@@ -47,8 +49,15 @@ def pack_program(program: Program, *, allowed: Iterable[str] = DEFAULT_ALLOWED) 
 
     Raises:
         NotShippable: names what cannot travel, and which function uses it.
+        ValueNotPortable: a parameter that cannot travel; names it.
     """
-    functions = {item.name: getattr(program, item.name) for item in dataclasses.fields(program)}
+    functions = {name: getattr(program, name) for name in SHIPPED}
+    functions["params"] = params = _portable_params(program.params)
+    header: dict[str, Any] = {"format": FORMAT, "python": [sys.implementation.name, *sys.version_info[:2]]}
+    more: list[bytes] = []
+    if isinstance(program.mapper, ExecutorMapper):
+        more = [call_of(program, params)]
+        functions["mapper"] = None
     try:
         forbidden = _blame(functions, frozenset(allowed), modules_only=True)
         if forbidden:
@@ -59,12 +68,11 @@ def pack_program(program: Program, *, allowed: Iterable[str] = DEFAULT_ALLOWED) 
     except Exception as reason:
         message = _blame(functions, frozenset(allowed)) or f"the program cannot be shipped: {reason}"
         raise NotShippable(message) from reason
-    header = {"format": FORMAT, "python": [sys.implementation.name, *sys.version_info[:2]]}
     try:
         recipe = recipe_of(functions, is_users_module)
     except (NoSource, RecursionError) as reason:
         recipe = {"why": str(reason)}
-    return frame_parts([json.dumps(header, sort_keys=True).encode(), pickled, json.dumps(recipe).encode()])
+    return frame_parts([json.dumps(header, sort_keys=True).encode(), pickled, json.dumps(recipe).encode(), *more])
 
 
 def load_program(blob: bytes) -> Program:
@@ -74,6 +82,17 @@ def load_program(blob: bytes) -> Program:
         Malformed: not what `pack_program` makes.
     """
     return Loader(None, cloudpickle).prepare(blob)(b"")
+
+
+def _portable_params(params: Any) -> dict[str, Any]:
+    """The parameters, in one order whatever the order they were given in."""
+    if not isinstance(params, Mapping):
+        raise ValueNotPortable(f"params= takes a dictionary of names and values, not a {type(params).__name__}")
+    for name, value in params.items():
+        if type(name) is not str:
+            raise ValueNotPortable(f"params: {name!r:.80} is not a name; parameters have names of type str")
+        encode_value(value, where=f"parameter {name!r:.80}")
+    return {name: params[name] for name in sorted(params)}
 
 
 def _dump(thing: object, allowed: frozenset[str]) -> bytes:
@@ -133,6 +152,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _check(self, module: str | None, name: str) -> None:
         home = C_HOMES.get(module or "builtins", module or "builtins")
+        if home == facade.HOME and name in facade.NAMES:
+            return
+        if (home, name) == (fill_cached.__module__, fill_cached.__name__):
+            return
         if not _is_allowed(home, self._allowed) and (home, name) != ("_thread", "get_ident"):
             raise NotShippable(f"{home}.{name} is not available in the sandbox")
 
@@ -155,7 +178,8 @@ def _reduce_cached(cached: Any) -> Any:
 
 def _is_allowed(module: str, allowed: frozenset[str]) -> bool:
     root = module.partition(".")[0]
-    return module in allowed or root in allowed or root in ("builtins", "types", "cloudpickle", "ec262")
+    # Of EC262 there is the package's own name alone, with what a running task may ask (see `facade`).
+    return module in allowed or module == "ec262" or root in allowed or root in ("builtins", "types", "cloudpickle")
 
 
 @functools.lru_cache(maxsize=1024)

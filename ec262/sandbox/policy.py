@@ -13,13 +13,15 @@ def _words(text: str) -> list[str]:
 NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 """The namespaces a zygote enters where the machine allows it (``namespaces(7)``)."""
 
-STANDARD_MODULES: Final = frozenset(_words(
-    """
+STANDARD_MODULES: Final = frozenset(
+    _words(
+        """
     __future__ abc array base64 binascii bisect calendar cmath collections collections.abc copy dataclasses datetime
     decimal difflib enum fractions functools hashlib heapq hmac itertools json json.decoder json.encoder math numbers
     operator random re statistics string struct textwrap types typing unicodedata uuid zlib
     """
-))
+    )
+)
 """Modules of the standard library a job may import. None reaches files, processes or the network by itself."""
 
 INTERNAL_MODULES: Final = frozenset(_words("_strptime _datetime _pydatetime time _decimal _pydecimal copyreg"))
@@ -52,21 +54,24 @@ ATTACK_MODULES: Final = (
 )  # fmt: skip
 """What is preloaded when the language layer is off, so that tests attack with everything Python has."""
 
-DENIED_BUILTINS: Final = frozenset(_words(
-    """open input exec eval compile breakpoint help exit quit copyright credits license"""
-))
+DENIED_BUILTINS: Final = frozenset(
+    _words("""open input exec eval compile breakpoint help exit quit copyright credits license""")
+)
 """Builtins replaced by a function that says they are not available; ``print`` writes nowhere."""
 
-ALLOWED_CALLS: Final = tuple(_words(
-    """
+ALLOWED_CALLS: Final = tuple(
+    _words(
+        """
     brk munmap futex clock_gettime clock_getres gettimeofday time clock_nanosleep nanosleep sched_yield rt_sigreturn
     rt_sigprocmask sigaltstack restart_syscall exit exit_group set_robust_list rseq
     """
-))
+    )
+)
 """System calls that pass whatever their arguments."""
 
-REFUSED_CALLS: Final = tuple(_words(
-    """
+REFUSED_CALLS: Final = tuple(
+    _words(
+        """
     open openat openat2 creat close stat fstat lstat newfstatat statx poll ppoll select pselect6 lseek ioctl pread64
     pwrite64 readv writev access faccessat faccessat2 pipe pipe2 dup dup2 dup3 fcntl fsync fdatasync truncate ftruncate
     getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat rmdir link linkat unlink unlinkat
@@ -79,7 +84,8 @@ REFUSED_CALLS: Final = tuple(_words(
     clone3 fork vfork execve execveat wait4 waitid memfd_create epoll_create epoll_create1 eventfd eventfd2
     inotify_init1 timerfd_create signalfd4 shmget shmat msgget semget mq_open close_range sync mlock msync mincore
     """
-))
+    )
+)
 """System calls that honest libraries make and that fail with EPERM here. Any call not named in this module kills."""
 
 ALLOWED_ADVICE: Final = (0, 4, 8, 14, 15)

@@ -26,7 +26,7 @@ from ec262.sandbox.frames import (
 )
 from ec262.sandbox.outcome import ErrorInfo, Outcome, UnitTask, death, exceeded, read_error
 from ec262.sandbox.policy import Limits, Policy
-from ec262.sandbox.zygote import Child, Grants, PollLike, ZygoteGone
+from ec262.sandbox.zygote import Grants, PollLike, ZygoteGone
 
 _AHEAD_S: Final = 0.020
 _MOST_AHEAD: Final = 64
@@ -41,12 +41,24 @@ _SMALL_READ, _LARGE_READ = 1 << 16, 1 << 20
 End = Literal["done", "stopped", "died", "replaced"]
 
 
+class ChildLike(Protocol):
+    """A process that computes tasks: a sandbox's child, or an executor's (`ec262.worker.executor_process`)."""
+
+    tasks: int
+    results: int
+
+    def cpu_s(self) -> float: ...
+    def kill(self) -> None: ...
+    def await_end(self, poll: Callable[[], PollLike], seconds: float) -> int | None: ...
+    def discard(self) -> None: ...
+
+
 class ChildSource(Protocol):
     """What a unit asks of the sandbox."""
 
     policy: Policy
 
-    def acquire(self) -> Child: ...
+    def acquire(self) -> ChildLike: ...
     def start(self) -> Grants: ...
     def lost(self) -> None: ...
 
@@ -133,7 +145,7 @@ class UnitRun:
     def _stopped(self) -> bool:
         return self._stop is not None and self._stop()
 
-    def _judge_death(self, talk: _Conversation, child: Child) -> None:
+    def _judge_death(self, talk: _Conversation, child: ChildLike) -> None:
         """Blames the task that was being computed, unless the child died of something else."""
         if talk.verdict is None:
             try:
@@ -188,7 +200,7 @@ class UnitRun:
 class _Conversation:
     """Frames to and from one child."""
 
-    def __init__(self, unit: UnitRun, child: Child) -> None:
+    def __init__(self, unit: UnitRun, child: ChildLike) -> None:
         self._unit = unit
         self._child = child
         self.sent: deque[UnitTask] = deque()

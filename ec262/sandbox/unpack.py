@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from ec262.errors import Malformed, ProgramError
 from ec262.mapreduce.program import Program
 from ec262.protocol.framing import unframe_parts
+from ec262.sandbox.executor_program import ExecutorCall, ExecutorMapper, executor_call
 from ec262.sandbox.rebuild import PlainNames, Recipe, announce, fill_cached, remember_lines
 
-FORMAT = 1
+FORMAT = 2
 
 
 class LanguageLike(Protocol):
@@ -53,13 +54,13 @@ class Loader:
         """
         language, unpickler = self._language, self._unpickler
         self._last = blob
-        ready: list[bytes | Recipe] = []
+        ready: list[tuple[bytes | Recipe, ExecutorCall | None]] = []
 
         def load(seed: bytes) -> Program:
             names = language.begin(seed) if language is not None else vars(builtins)
             if not ready:
                 ready.append(_choose(blob))
-            form = ready[0]
+            form, executor = ready[0]
             if isinstance(form, Recipe):
                 functions = form.build(language or PlainNames(), names, unpickler)
             else:
@@ -67,6 +68,8 @@ class Loader:
                 for function in functions.values():
                     if type(function) is types.FunctionType:
                         announce(function.__module__)
+            if executor is not None:
+                functions["mapper"] = ExecutorMapper(executor.name)
             return Program(**functions)
 
         return load
@@ -77,22 +80,23 @@ class Loader:
             remember_lines(json.loads(unframe_parts(self._last)[2]))
 
 
-def _choose(blob: bytes) -> bytes | Recipe:
-    """The pickle, when this interpreter may load it, or the source."""
+def _choose(blob: bytes) -> tuple[bytes | Recipe, ExecutorCall | None]:
+    """The pickle, when this interpreter may load it, or the source; and the executor that maps, if one does."""
     parts = unframe_parts(blob)
     try:
         header = json.loads(parts[0])
         python = header["python"]
-        if header["format"] != FORMAT or len(parts) != 3:
+        if header["format"] != FORMAT or len(parts) not in (3, 4):
             raise Malformed("a packed program of another format")
         recipe = json.loads(parts[2])
     except (ValueError, KeyError, IndexError, TypeError):
         raise Malformed("not a packed program") from None
+    executor = executor_call(blob)
     mine = [sys.implementation.name, *sys.version_info[:2]]
     if python == mine:
-        return parts[1]
+        return parts[1], executor
     if "nodes" in recipe:
-        return Recipe(recipe)
+        return Recipe(recipe), executor
     raise ProgramError(
         f"the program was packed by {_show(python)}, this worker runs {_show(mine)}, and it could not be shipped as "
         f"source ({recipe.get('why', 'no reason given')}): it needs workers of its own Python version"

@@ -65,6 +65,7 @@ class Offer:
 
     lane: Literal["native", "none"]
     layers: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
     port: int = 0
 
 
@@ -234,6 +235,7 @@ class Registration:
             python=f"{sys.version_info[0]}.{sys.version_info[1]}",
             lane=self._offer.lane,
             layers=list(self._offer.layers),
+            capabilities=list(self._offer.capabilities),
         )
         asked_s = time.monotonic()
         try:
@@ -296,4 +298,3 @@ class Registration:
         if self._down_since_s:
             log.info("discovery answers again, after %.0f s", time.monotonic() - self._down_since_s)
             self._down_since_s = 0.0
-

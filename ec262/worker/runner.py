@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Protocol
 
 import gevent
 from gevent.event import Event
 
 from ec262.config import WorkerSettings
-from ec262.errors import EC262Error, TicketRefused
+from ec262.errors import EC262Error, Malformed, TicketRefused
+from ec262.protocol.canonical import decode_value
 from ec262.protocol.tickets import CLOCK_GRACE_S, Ticket
+from ec262.sandbox.executor_program import ExecutorCall, executor_call
 from ec262.sandbox.outcome import Outcome, UnitTask
 from ec262.sandbox.policy import Limits
 from ec262.worker.events import EVENT, shown
 from ec262.worker.holdings import HeldJob, HeldTask, Holdings
 from ec262.worker.outcomes import Sealed, open_input, refuse, seal_error, seal_limit, seal_result
+from ec262.worker.stored import StoredInputs
 from ec262.worker.unsettled import UnsettledReceipts
 
 log = logging.getLogger("ec262.worker")
@@ -38,7 +42,7 @@ _PAUSE_MAX_S = 30.0
 
 
 class UnitSandbox(Protocol):
-    """What the runner asks of `ec262.sandbox.launcher.Sandbox`."""
+    """What the runner asks of `ec262.sandbox.launcher.Sandbox`, and of an executor's processes."""
 
     def run_unit(
         self,
@@ -56,6 +60,8 @@ class Runner:
 
     Args:
         sandbox: where strangers' code runs.
+        executors: by name, where map tasks run whose program the volunteer installed.
+        stored: reads what tasks do not bring with them.
         holdings: where tasks come from and results go.
         unsettled: where receipts are kept.
         now_s: discovery's clock.
@@ -70,7 +76,12 @@ class Runner:
         unsettled: UnsettledReceipts,
         now_s: Callable[[], float],
         on_many_receipts: Callable[[], None],
+        *,
+        stored: StoredInputs,
+        executors: Mapping[str, UnitSandbox] = MappingProxyType({}),
     ) -> None:
+        self._stored = stored
+        self._executors = executors
         self._on_many_receipts = on_many_receipts
         self._settings = settings
         self._sandbox = sandbox
@@ -135,6 +146,10 @@ class _Unit:
         self._runner = runner
         self._job = job
         self._begun: dict[str, HeldTask] = {}
+        self._call = _call_of(job)
+        self._phase = ""  # of the unit's tasks, where that decides who computes them
+        self._first: UnitTask | None = None
+        self._over = False  # the next task is for another unit
         self._until_s = time.monotonic() + runner._settings.unit_s
         self._cpu_s = 0.0  # used by what is finished
         self._allowed_s = 0.0  # that those begun may use
@@ -142,8 +157,12 @@ class _Unit:
     def run(self) -> None:
         """Until the job has nothing queued, or others wait and the unit's time is up."""
         runner, job = self._runner, self._job
+        done = 0
         try:
-            done = runner._sandbox.run_unit(
+            sandbox = self._choose()
+            if sandbox is None:
+                return
+            done = sandbox.run_unit(
                 job.program or b"", self._next_task, self._on_outcome, _LIMITS, self._is_orphaned, self._wait_for_more
             )
         finally:
@@ -153,11 +172,21 @@ class _Unit:
             plural = "s" * (done > 1)
             log.log(EVENT, "finished %d task%s of job %s (%.3f s of CPU)", done, plural, job.job_id[:8], self._cpu_s)
 
+    def _choose(self) -> UnitSandbox | None:
+        """Who computes this unit; None: there is nothing to compute."""
+        runner = self._runner
+        if self._call is None:
+            return runner._sandbox
+        self._first = self._next_task()  # says of which phase the unit is
+        if self._first is None:
+            return None
+        return runner._executors[self._call.name] if self._phase == "map" else runner._sandbox
+
     def _wait_for_more(self) -> bool:
         """Keeps the slot for its job a moment longer: a new unit costs a fork, as much as a hundred small tasks."""
         runner, job = self._runner, self._job
         until_s = time.monotonic() + runner._settings.unit_idle_s
-        while not self._is_orphaned() and runner._holdings.has_room:
+        while not self._over and not self._is_orphaned() and runner._holdings.has_room:
             if job.queue:
                 left_s = UNIT_CPU_S - _CPU_SLACK_S - self._cpu_s - self._allowed_s
                 return job.queue[0].ticket.cpu_limit_s <= left_s
@@ -175,9 +204,12 @@ class _Unit:
     def _next_task(self) -> UnitTask | None:
         runner, job = self._runner, self._job
         holdings = runner._holdings
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         if len(holdings.ready) > 1 and time.monotonic() > self._until_s:
             return None
-        while holdings.has_room:
+        while holdings.has_room and not self._over:
             left_s = UNIT_CPU_S - _CPU_SLACK_S - self._cpu_s - self._allowed_s
             if job.queue and job.queue[0].ticket.cpu_limit_s > left_s:
                 return None
@@ -190,15 +222,43 @@ class _Unit:
                 if ticket.deadline_s + CLOCK_GRACE_S < now_s:
                     raise TicketRefused("past its deadline")
                 parts = open_input(ticket, task.payload, digest=job.digest, header_tail=job.header_tail)
+                if self._call is not None and self._is_for_another(parts[0]):
+                    holdings.put_back(task)
+                    self._over = True
+                    return None
+                wall_s = wall_limit_s(ticket, now_s)
+                parts = self._with_stored(task, parts, wall_s)
             except TicketRefused as reason:
                 log.log(EVENT, "refused a task of job %s: %s", job.job_id[:8], reason)
                 runner._finish(task, refuse(ticket, str(reason)))
                 continue
             self._begun[ticket.lease_id] = task
             self._allowed_s += ticket.cpu_limit_s
-            wall_s = wall_limit_s(ticket, now_s)
             return UnitTask(ticket.lease_id, parts, ticket.cpu_limit_s, wall_s, ticket.max_result_bytes)
         return None
+
+    def _is_for_another(self, header: bytes) -> bool:
+        """Of a program with an executor: whether a task is of another phase than the unit's.
+
+        Raises:
+            TicketRefused: for an executor that is not here.
+        """
+        assert self._call is not None
+        phase = phase_of(header)
+        if phase == "map" and self._call.name not in self._runner._executors:
+            raise TicketRefused(f"this worker has no executor {self._call.name}")
+        self._phase = self._phase or phase
+        return phase != self._phase
+
+    def _with_stored(self, task: HeldTask, parts: list[bytes], within_s: float) -> list[bytes]:
+        """The task's parts, with what it has in shared storage. While that is read the task is the unit's."""
+        lease_id = task.ticket.lease_id
+        self._begun[lease_id] = task
+        try:
+            return self._runner._stored.fill(parts, within_s=min(within_s, self._runner._settings.read_s))
+        except TicketRefused:
+            del self._begun[lease_id]
+            raise
 
     def _on_outcome(self, unit_task: UnitTask, outcome: Outcome) -> None:
         task = self._begun.pop(str(unit_task.id))
@@ -216,6 +276,22 @@ class _Unit:
             del fields["limit"]
             sealed = seal_error(task.ticket, fields, cpu_s=cpu_s)
         self._runner._finish(task, sealed)
+
+
+def phase_of(header: bytes) -> str:
+    """A task's phase as its header says it; empty: a header that is none, of which the sandbox says what is wrong."""
+    try:
+        fields = decode_value(header)
+    except Malformed:
+        return ""
+    return str(fields.get("phase", "")) if type(fields) is dict else ""
+
+
+def _call_of(job: HeldJob) -> ExecutorCall | None:
+    try:
+        return executor_call(job.program or b"")
+    except Malformed:
+        return None
 
 
 def wall_limit_s(ticket: Ticket, now_s: float) -> float:

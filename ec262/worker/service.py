@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,10 +27,13 @@ from ec262.sandbox.layers import layers_of
 from ec262.sandbox.policy import DEFAULT, Policy
 from ec262.serving import Limits, Server
 from ec262.worker.events import printed
+from ec262.worker.executor import JobExecutor
+from ec262.worker.executor_process import ExecutorProcesses
 from ec262.worker.holdings import Holdings
 from ec262.worker.lease import DiscoveryClock, Offer, Registration
 from ec262.worker.runner import Runner
 from ec262.worker.server import Api
+from ec262.worker.stored import StoredInputs
 from ec262.worker.unsettled import UnsettledReceipts
 
 log = logging.getLogger("ec262.worker")
@@ -48,6 +51,7 @@ class Worker:
         settings: how to work.
         url: the discovery service.
         home: where credentials are; None: the user's place.
+        executor: what computes map tasks of programs for it.
 
     Attributes:
         server: where foremen push to; its `port` is the real one where 0 was asked for.
@@ -56,23 +60,34 @@ class Worker:
 
     Raises:
         SandboxUnavailable: this machine cannot confine strangers' code and nobody said that it need not.
-        SetupError: the port is taken, or the discovery URL is none.
+        SetupError: the port is taken, the discovery URL is none, a data directory is not there, the executor does not
+            start.
     """
 
-    def __init__(self, settings: WorkerSettings, url: str, *, home: Path | None = None) -> None:
+    def __init__(
+        self, settings: WorkerSettings, url: str, *, home: Path | None = None, executor: JobExecutor | None = None
+    ) -> None:
         self.settings = settings
         self.url = url
         self._over = Event()  # leave
         self._hurry = Event()  # ... without finishing
         self._sweeper: gevent.Greenlet | None = None
         self._clock = DiscoveryClock()
+        self._stored = StoredInputs(settings, home)
+        self._executor = ExecutorProcesses(executor, poll=gevent_poll) if executor is not None else None
+        if self._executor is not None:
+            self._executor.check()
         self._unsettled = UnsettledReceipts(settings.show_receipts_after_s)
         self._client = DiscoveryClient(url, retry_for_s=0.0)
         self._sandbox = open_sandbox(settings)
         try:
             self.grants = self._sandbox.start()
             self.holdings = Holdings(settings)
-            offer = Offer(lane=lane_of(settings), layers=tuple(layers_in_force(self.grants)))
+            offer = Offer(
+                lane=lane_of(settings),
+                layers=tuple(layers_in_force(self.grants)),
+                capabilities=tuple(self.capabilities),
+            )
             self.registration = Registration(
                 settings,
                 self._client,
@@ -83,7 +98,10 @@ class Worker:
                 self._start_anew,
             )
             self._runner = Runner(
-                settings, self._sandbox, self.holdings, self._unsettled, self._clock.now_s, self.registration.nudge
+                *(settings, self._sandbox, self.holdings, self._unsettled),
+                *(self._clock.now_s, self.registration.nudge),
+                stored=self._stored,
+                executors={self._executor.name: self._executor} if self._executor is not None else {},
             )
             self._api = Api(
                 settings, self.holdings, self._unsettled, self.registration, self._runner, self._clock.now_s
@@ -99,6 +117,11 @@ class Worker:
             self._sandbox.close()
             self._client.close()
             raise
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What this worker has beside Python."""
+        return [*self._stored.capabilities, *([self._executor.capability] if self._executor is not None else [])]
 
     def __enter__(self) -> Self:
         self.server.start()
@@ -162,6 +185,9 @@ class Worker:
         self._api.let_go()
         self.server.stop(timeout_s=0.2 if self._hurry.is_set() else 2.0)
         self._runner.stop()
+        if self._executor is not None:
+            self._executor.close()
+        self._stored.close()
         self._sandbox.close()
         self._client.close()
 
@@ -203,6 +229,8 @@ def run_worker(
     slots: int | None = None,
     sandbox: Literal["native", "none"] | None = None,
     allow_modules: tuple[str, ...] = (),
+    data_dirs: Mapping[str, str] | None = None,
+    executor: JobExecutor | None = None,
     verbosity: int = 0,
     settings: WorkerSettings | None = None,
     on_ready: Callable[[Worker], None] | None = None,
@@ -220,6 +248,8 @@ def run_worker(
         slots: tasks at a time; default one a core.
         sandbox: ``native``, or ``none`` to run strangers' code unconfined.
         allow_modules: modules that jobs may import beside the sandbox's own.
+        data_dirs: shared storages that tasks may read here: name to directory or URL.
+        executor: computes map tasks of programs that name it, with what is installed here.
         verbosity: 0: start, warnings, end; 1: a line an event; 2: everything. For a program without logging of its own.
         settings: all at once, instead of the above.
         on_ready: called when discovery has let the worker in.
@@ -231,16 +261,22 @@ def run_worker(
         ProblemError: discovery refuses this worker.
     """
     chosen = settings or WorkerSettings.from_environment(
-        port=port, host=host, slots=slots, sandbox=sandbox, allow_modules=allow_modules or None
+        port=port,
+        host=host,
+        slots=slots,
+        sandbox=sandbox,
+        allow_modules=allow_modules or None,
+        data_dirs=tuple(data_dirs.items()) if data_dirs else None,
     )
-    with printed(verbosity), Worker(chosen, discovery_url(discovery)) as worker:
+    with printed(verbosity), Worker(chosen, discovery_url(discovery), executor=executor) as worker:
         watcher = gevent.spawn(_wait_for_parent, worker) if parent_pipe else None
         with _signals_ask(worker):
             try:
                 log.info(
-                    "worker on %s, %d slot%s, %s",
-                    worker.server.url, chosen.slots, "s" * (chosen.slots > 1), _confined_by(worker),
-                )  # fmt: skip
+                    "worker on %s, %d slot%s, %s%s",
+                    *(worker.server.url, chosen.slots, "s" * (chosen.slots > 1), _confined_by(worker)),
+                    "".join(f", {each}" for each in worker.capabilities),
+                )
                 if not worker.enter():
                     return
                 standing = worker.registration.standing

@@ -134,7 +134,7 @@ def test_everything_is_gone_after_the_program_was_killed(environment: dict[str, 
         """
 if __name__ == "__main__":
     job = ec262.submit({n: n for n in range(10_000)}, mapper=slow, reducer=total, items_per_task=1)
-    while not job.progress().map_done:
+    while not job.progress().done:
         time.sleep(0.01)
     print("running")
     job.result()
@@ -156,7 +156,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     said = []
     def once(progress):
-        if progress.map_done > 3 and not said:
+        if progress.phase == "map" and progress.done > 3 and not said:
             said.append(1)
             print("running", flush=True)
     try:
@@ -177,7 +177,8 @@ def test_progress_is_shown_on_a_terminal_only(environment: dict[str, str]) -> No
     program = "if __name__ == '__main__':\n    ec262.run_job({1: 'a'}, mapper=words, reducer=total%s)\n"
     assert run(program % "", environment).stderr == ""
     shown = run(program % ", progress=True", environment).stderr
-    assert "map 1/1  reduce 1/1" in shown
+    assert "map 0/1" in shown
+    assert "reduce 0/1" in shown
     assert "2 credits" in shown
 
 
@@ -233,7 +234,7 @@ if __name__ == "__main__":
         ("{1: 'a'}, mapper=words, progress=5", "progress=5: has to be a function, True, False or None"),
         (
             "{1: 'a'}, mapper=words, redundnacy=3",
-            "options are: mapper, reducer, combiner, discovery, progress, redundancy",
+            "options are: mapper, reducer, combiner, program",
         ),
         ("{1: 'a'}", "no mapper: mark a function of module __main__ with @ec262.mapper"),
         ("5, mapper=words", "data has to be a dictionary or (key, value) pairs, not a int"),

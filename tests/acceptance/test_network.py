@@ -97,7 +97,7 @@ def test_a_worker_killed_while_it_maps_and_another_while_it_reduces(make_network
     job = ec262.submit(
         dict(enumerate(TEXT)), mapper=slow_words, reducer=slow_total, discovery=network.url, reducers=8, timeout_s=60
     )
-    until(lambda: job.progress().map_done >= 3 or job.done(), what="a few maps")
+    until(lambda: (job.progress().phase == "map" and job.progress().done >= 3) or job.done(), what="a few maps")
     assert job.progress().phase == "map"
     network.workers[0].kill()
     until(lambda: job.progress().phase == "reduce" or job.done(), what="the reduce phase")
@@ -116,9 +116,11 @@ def test_a_liar_under_redundancy_three(make_network: Callable[..., Network], tmp
     liar = Path(tmp_path / "liar.py")
     liar.write_text(
         "import ec262.worker.outcomes as outcomes\n"
+        "from ec262.mapreduce.blocks import encode_grouped\n"
         "honest = outcomes.seal_result\n"
         "def lie(ticket, parts, **more):\n"
-        "    return honest(ticket, [b'[[\"lie\",[1]]]' if b'[[' in part else part for part in parts], **more)\n"
+        "    lies = [encode_grouped([('lie', [1])], where='') if part else part for part in parts]\n"
+        "    return honest(ticket, lies, **more)\n"
         "outcomes.seal_result = lie\n"
         "import ec262.worker.runner as runner\n"
         "runner.seal_result = lie\n"
@@ -203,7 +205,7 @@ def test_cancel_settles_what_is_done_and_returns_the_rest(make_network: Callable
     network.worker()
     network.worker()
     job = ec262.submit(dict.fromkeys(range(200), "a"), mapper=slow_words, reducer=total, discovery=network.url)
-    until(lambda: job.progress().map_done >= 5, what="five maps")
+    until(lambda: job.progress().done >= 5, what="five maps")
     job.cancel()
     with pytest.raises(ec262.JobCancelled):
         job.result(30)
@@ -218,7 +220,7 @@ def test_a_worker_told_to_leave_finishes_what_it_holds(make_network: Callable[..
     leaving = network.worker()
     network.worker()
     job = ec262.submit(dict(enumerate(TEXT)), mapper=slow_words, reducer=total, discovery=network.url)
-    until(lambda: job.progress().map_done >= 3, what="three maps")
+    until(lambda: job.progress().done >= 3, what="three maps")
     assert leaving.stop() == 0
     assert job.result(60) == EXPECTED
     assert job.report().retried == 0, "nothing it held was lost"
@@ -242,7 +244,7 @@ def test_discovery_restarted_in_the_middle_of_a_job(make_network: Callable[..., 
     network.worker()
     port = network.url.rsplit(":", 1)[1]
     job = ec262.submit(dict.fromkeys(range(60), "a"), mapper=slow_words, reducer=total, discovery=network.url)
-    until(lambda: job.progress().map_done >= 5, what="five maps")
+    until(lambda: job.progress().done >= 5, what="five maps")
     network.discovery.kill()
     network.discovery = Process(
         ["-m", "discovery", "--port", port, "--data-dir", str(tmp_path / "store"), "--network", "private"],

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from ec262.foreman.options import JobOptions
+from ec262.policy import Policy
 from tests.processes import ROOT, START_S, nothing_left
 
 README = (ROOT / "README.md").read_text()
@@ -133,8 +133,11 @@ def test_every_command_of_the_readme_has_flags_that_exist() -> None:
         words = [word for word in shlex.split(line) if "=" not in word]  # flags of the environment aside
         if words[0] in ("make", "curl") or words[1:] == ["example.py"]:
             continue
+        program = ["worker.py"]
+        if words[0] == "ec262":
+            program = ["-m", "discovery"] if words[1] == "discovery" else ["-m", "ec262.cli", words[1]]
         known = subprocess.run(
-            [sys.executable, *(["-m", "discovery"] if words[1] == "discovery" else ["worker.py"]), "--help"],
+            [sys.executable, *program, "--help"],
             cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
         ).stdout  # fmt: skip
         for word in words:
@@ -144,7 +147,7 @@ def test_every_command_of_the_readme_has_flags_that_exist() -> None:
 
 def test_the_options_table_names_every_option() -> None:
     table = set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\|.*", README, re.MULTILINE))))
-    fields = set(JobOptions.__dataclass_fields__) - {"python", "max_replicas"}
+    fields = set(Policy.__dataclass_fields__) - {"python", "max_replicas"}
     assert fields <= table
 
 

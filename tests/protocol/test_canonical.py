@@ -29,7 +29,7 @@ integers = st.one_of(
 )
 floats = st.floats(allow_nan=False, allow_infinity=False)
 plain = st.one_of(st.none(), st.booleans(), integers, floats, texts)
-keys = st.recursive(plain, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
+keys = st.recursive(plain | st.binary(max_size=5), lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
 values = st.recursive(
     st.one_of(plain, st.binary(max_size=20)),
     lambda inner: st.one_of(
@@ -141,7 +141,10 @@ def test_things_python_or_json_mix_up_differ(alike: list[Any]) -> None:
 
 
 def test_keys_are_ordered_by_kind_and_then_by_value() -> None:
-    ordered = [None, False, True, -(10**30), -1.5, 0, 0.5, 1e30, "", "a", "b", "\ud800", (), (None,), (1, "a"), ("a",)]
+    ordered = [
+        *[None, -(10**30), -1.5, False, 0.5, True, 2, 1e30, "", "a", "b", "\ud800", b"", b"a", b"b"],
+        *[(), (None,), (1, "a"), ("a",), (b"a",)],
+    ]
     assert [key for key, _ in sort_pairs([(key, 0) for key in reversed(ordered)])] == ordered
     assert [key for key, _ in sort_pairs([(2, 0), (1.5, 0), (-1, 0)])] == [-1, 1.5, 2]
     assert [key for key, _ in sort_pairs([("b", 0), ("a", 0)])] == ["a", "b"]
@@ -198,7 +201,7 @@ def test_a_value_outside_the_format_is_named(value: Any, kind: str, wrap: Any) -
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [*OUTSIDE, (b"x", "builtins.bytes"), ([1], "builtins.list"), ({}, "builtins.dict")]
+    ("key", "kind"), [*OUTSIDE, (bytearray(), "builtins.bytearray"), ([1], "builtins.list"), ({}, "builtins.dict")]
 )
 def test_a_key_outside_the_format_is_named(key: Any, kind: str) -> None:
     for call in (
@@ -216,8 +219,8 @@ def test_a_key_outside_the_format_is_named(key: Any, kind: str) -> None:
 
 
 def test_a_key_outside_the_format_inside_a_value_is_named() -> None:
-    with pytest.raises(ValueNotPortable, match=r"mapper count.*b'x'.*builtins\.bytes"):
-        encode_pairs([(1, {b"x": 1})], where="mapper count")
+    with pytest.raises(ValueNotPortable, match=r"mapper count.*frozenset.*builtins\.frozenset"):
+        encode_pairs([(1, {frozenset(): 1})], where="mapper count")
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -353,7 +356,7 @@ def test_changed_bytes_decode_or_are_malformed(value: Any, data: st.DataObject) 
         *(b"", b" ", b"nul", b"[1,]", b"[1 2]", b"{}", b'{"t":1}', b'{"t":{"t":[]}}', b'{"b":1}', b'{"b":"A"}'),
         *(b'{"b":"AA="}', b'{"b":"AA==\\n"}', '{"b":"ä"}'.encode(), b'{"d":1}', b'{"d":[1]}', b'{"d":[[1]]}'),
         *(b'{"d":[[1,2],[1,3]]}', b'{"d":[[1,2],[1.0,3]]}', b'{"d":[[1,2],[true,3]]}', b'{"d":[[[1],2]]}'),
-        *(b'{"d":[[{"b":""},2]]}', b'{"d":[[{"t":[[]]},2]]}', b'{"x":1}', b'{"t":[],"b":""}', b"NaN", b"[Infinity]"),
+        *(b'{"d":[[{"b":1},2]]}', b'{"d":[[{"t":[[]]},2]]}', b'{"x":1}', b'{"t":[],"b":""}', b"NaN", b"[Infinity]"),
         *(b"-Infinity", b"1e999", b"-1e999", b"9" * 4301, b"[" * 100_000, b'{"t":[' * 100_000, b"\xff", b'"\xff"'),
         *(b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b'"\x00"', b'"\\x"', b'"'),
     ],
@@ -368,7 +371,7 @@ def test_malformed_bytes_are_one_error(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"1", b'"ab"', b"null", b'{"t":[]}', b"[1]", b"[[1]]", b"[[1,2,3]]", b"[[[1],2]]", b'[[{"b":""},2]]', b'["ab"]'],
+    [b"1", b'"ab"', b"null", b'{"t":[]}', b"[1]", b"[[1]]", b"[[1,2,3]]", b"[[[1],2]]", b'[[{"d":[]},2]]', b'["ab"]'],
 )
 def test_values_that_are_no_pairs(data: bytes) -> None:
     decode_value(data)

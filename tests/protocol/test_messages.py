@@ -35,7 +35,7 @@ def values_of(kind: mi.Type) -> st.SearchStrategy[Any]:
         case mi.IntType():
             return st.integers(kind.ge if kind.ge is not None else -(2**53), kind.le if kind.le is not None else 2**53)
         case mi.FloatType():
-            least = kind.gt if kind.gt is not None else -1e12
+            least = next((least for least in (kind.gt, kind.ge) if least is not None), -1e12)
             return st.floats(least, kind.le if kind.le is not None else 1e12, exclude_min=kind.gt is not None)
         case mi.StrType():
             if kind.pattern is not None:

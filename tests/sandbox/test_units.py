@@ -128,9 +128,7 @@ def test_guilty_task_costs_itself_alone(what: str, runner: Runner) -> None:
     facts = ["a"] * 5 + [what] + ["b"] * 20 + [what] + ["c"]
     wall = 0.6 if what == "sleep" else 60.0
     cpu = 0.4 if what == "spin" else 30.0  # touching a gigabyte takes its time on a busy machine
-    outcomes = several(
-        runner, "full", _misbehave, facts, cpu_limit_s=cpu, wall_limit_s=wall, max_output_bytes=1 << 20
-    )
+    outcomes = several(runner, "full", _misbehave, facts, cpu_limit_s=cpu, wall_limit_s=wall, max_output_bytes=1 << 20)
     assert len(outcomes) == len(facts)
     for fact, outcome in zip(facts, outcomes, strict=True):
         if fact != what:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,26 @@ from hypothesis.stateful import (
 
 from discovery.app import create_discovery
 from discovery.ledger import totals, verify
+from discovery.records import class_of
 from discovery.settings import Settings
+from ec262.protocol import messages as m
 from ec262.protocol.receipts import Kind
+from ec262.protocol.states import ReplicaState
 from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker
 
 STORE: dict[str, Any] = {}
 """Where the store and the keyring are; set by the test, because hypothesis makes the machines."""
 
 TIMEOUT_S = 0.05
+
+HAS: list[list[str]] = [[], ["data:books"], ["data:books", "data:maps"], ["executor:simulator", "data:maps"]]
+"""What workers may come with, and foremen ask for."""
+
+
+def fit(has: Sequence[str], wants: Sequence[str]) -> bool:
+    """Whether a worker with these capabilities may serve a job that wants those."""
+    executes = [any(each.startswith("executor:") for each in listed) for listed in (has, wants)]
+    return set(wants) <= set(has) and executes[0] == executes[1]
 
 
 class Books(RuleBasedStateMachine):
@@ -59,6 +72,7 @@ class Books(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         self.leased: list[tuple[Foreman, str, dict[str, str]]] = []
         self.accounts = 0
+        self.wanted: dict[str, list[str]] = {}
 
     @initialize()
     def enter(self) -> None:
@@ -73,14 +87,21 @@ class Books(RuleBasedStateMachine):
         redundancy=st.integers(1, 3),
         quorum=st.integers(1, 3),
         repeat=st.booleans(),
+        wants=st.sampled_from([*HAS, [], [], []]),
     )
-    def lease(self, foreman: int, count: int, redundancy: int, quorum: int, repeat: bool) -> None:
+    def lease(self, foreman: int, count: int, redundancy: int, quorum: int, repeat: bool, wants: list[str]) -> None:
         """A foreman leases, maybe twice with one key."""
         buyer = self.foremen[foreman]
         key = os.urandom(8).hex()
         try:
             leased = buyer.lease(
-                count, key=key, redundancy=redundancy, quorum=quorum, max_replicas=4, timeout_s=TIMEOUT_S
+                count,
+                key=key,
+                redundancy=redundancy,
+                quorum=quorum,
+                max_replicas=4,
+                timeout_s=TIMEOUT_S,
+                capabilities=wants,
             )
         except Problem as problem:
             if problem.code != "insufficient-credits" or buyer.state.balance >= redundancy:
@@ -89,7 +110,10 @@ class Books(RuleBasedStateMachine):
         if repeat and leased.tasks:
             again = buyer.lease(count, key=key, redundancy=redundancy, quorum=quorum, max_replicas=4)
             assert [task.task_id for task in again.tasks] == [task.task_id for task in leased.tasks]
+        assert leased.network.workers == sum(fit(worker.capabilities, wants) for worker in self.workers)
         for task in leased.tasks:
+            self.wanted[task.task_id] = wants
+            self.check_fit(task)
             self.leased.append((buyer, task.task_id, {r.lease_id: r.worker_id for r in task.replicas}))
 
     @precondition(lambda self: self.leased)
@@ -122,6 +146,7 @@ class Books(RuleBasedStateMachine):
             if verdict.verdict != "accepted":
                 assert verdict.keys == []
             if verdict.task is not None:
+                self.check_fit(verdict.task)
                 leases.update({r.lease_id: r.worker_id for r in verdict.task.replicas})
             assert asker.settle([], [task_id]).tasks[0].keys[: len(verdict.keys)] == verdict.keys
 
@@ -134,11 +159,26 @@ class Books(RuleBasedStateMachine):
         mine = [lease for lease, worker_id in leases.items() if worker_id == shower.worker_id]
         shower.heartbeat(shower.token(mine, WRONG if lie else RIGHT))
 
-    @rule(worker=st.integers(0, 3), anew=st.booleans())
-    def register(self, worker: int, anew: bool) -> None:
-        """A worker registers again, as it was or started anew."""
+    @precondition(lambda self: self.leased)
+    @rule(pick=st.integers(0, 1000), lease=st.integers(0, 10))
+    def back_up(self, pick: int, lease: int) -> None:
+        """A foreman wants a further replica of a task, without one that is out."""
+        buyer, task_id, leases = self.leased[pick % len(self.leased)]
+        slow = sorted(leases)[lease % len(leases)]
+        (verdict,) = buyer.settle([], [task_id], [slow]).tasks
+        if verdict.task is not None:
+            assert verdict.verdict == "more"
+            self.check_fit(verdict.task)
+            assert leases[slow] not in {replica.worker_id for replica in verdict.task.replicas} or self.is_over(slow)
+            leases.update({r.lease_id: r.worker_id for r in verdict.task.replicas})
+
+    @rule(worker=st.integers(0, 3), anew=st.booleans(), has=st.sampled_from([None, *HAS]))
+    def register(self, worker: int, anew: bool, has: list[str] | None) -> None:
+        """A worker registers again, as it was or started anew, maybe with other capabilities."""
         if anew:
             self.workers[worker].boot_id = os.urandom(8).hex()
+        if has is not None:
+            self.workers[worker].capabilities = has
         self.workers[worker].register()
 
     @rule(worker=st.integers(0, 3))
@@ -147,6 +187,17 @@ class Books(RuleBasedStateMachine):
         leaver = self.workers[worker]
         assert leaver.caller.raw("DELETE", f"/v1/workers/{leaver.worker_id}").status_code == 204
         leaver.register()
+
+    def check_fit(self, task: m.LeasedTask) -> None:
+        """Nobody is given what it cannot compute."""
+        has = {worker.worker_id: worker.capabilities for worker in self.workers}
+        for replica in task.replicas:
+            assert fit(has[replica.worker_id], self.wanted[task.task_id])
+
+    def is_over(self, lease_id: str) -> bool:
+        """Whether a replica expired, so that its worker may have the task again."""
+        task_id, number = lease_id.split(".")
+        return self.discovery.store.load([task_id])[1][task_id].replicas[int(number)].state is ReplicaState.EXPIRED
 
     @rule(wait=st.booleans())
     def sweep(self, wait: bool) -> None:
@@ -166,6 +217,20 @@ class Books(RuleBasedStateMachine):
         assert all(amount > 0 for amount in escrows.values())
         for worker in self.workers:
             assert len(worker.heartbeat().open_leases) <= 4
+
+    @invariant()
+    def the_index_is_true(self) -> None:
+        """Who is alive and has a slot free stands in the pools of all it has, and nobody else in any."""
+        store = self.discovery.store
+        records = store.workers([worker.worker_id for worker in self.workers])
+        for wants in HAS:
+            free = {
+                worker.worker_id
+                for worker in self.workers
+                if fit(worker.capabilities, wants) and records[worker.worker_id].free
+            }
+            drawn = store.sample(class_of("native", "3.11", wants), sorted(wants), 64).workers
+            assert {worker.worker_id for worker in drawn} == free
 
     def teardown(self) -> None:
         """In the end everything falls due, nothing stays in escrow, and the ledger agrees."""

@@ -58,7 +58,7 @@ def test_wrong_credentials_get_401_on_every_route_that_wants_an_account(discover
     client = discovery.app.test_client()
     for route in routes_of("discovery"):
         if route.auth == "account":
-            path = route.path.replace("<worker_id>", "ab" * 8)
+            path = route.path.replace("<worker_id>", "ab" * 8).replace("<job_id>", "ab" * 8)
             response = client.open(path, method=route.method, data=b"{}", headers={"Authorization": header})
             assert response.status_code == 401, route.name
             assert m.decode(m.Problem, response.data).code == "unauthorized"
@@ -631,7 +631,7 @@ def test_malformed_bodies_get_a_reason_and_change_nothing(
     for route in routes_of("discovery"):
         if route.request is None or (route.name, name) == ("create_account", "empty object"):
             continue
-        path = route.path.replace("<worker_id>", worker.worker_id)
+        path = route.path.replace("<worker_id>", worker.worker_id).replace("<job_id>", "ab" * 8)
         response = worker.caller.raw(route.method, path, body())
         assert 400 <= response.status_code < 500, (route.name, response.status_code)
         problem = m.decode(m.Problem, response.data)
@@ -648,7 +648,8 @@ def test_bodies_past_a_routes_limit_are_refused(discovery: Discovery) -> None:
     for route in routes_of("discovery"):
         if route.request is not None:
             body = b'{"name":"' + b"x" * route.max_body_bytes + b'"}'
-            response = caller.raw(route.method, route.path.replace("<worker_id>", "ab" * 8), body)
+            path = route.path.replace("<worker_id>", "ab" * 8).replace("<job_id>", "ab" * 8)
+            response = caller.raw(route.method, path, body)
             assert response.status_code == 413, route.name
             assert m.decode(m.Problem, response.data).code == "body-too-large"
 

@@ -203,9 +203,7 @@ def test_silence_ends(service: Service, url: str) -> None:
         client.health()
 
 
-def test_an_answer_has_an_end(
-    client: DiscoveryClient, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_has_an_end(client: DiscoveryClient, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery_client, "MAX_ANSWER_BYTES", 1_000_000)
     service.answers = [(200, "application/json", b" " * 1_000_001), good(CREDITS)]
     with pytest.raises(NetworkError, match="more than"):

@@ -26,9 +26,7 @@ def bundle(*tickets: Ticket, job_id: str = "aa" * 16) -> TicketBundle:
     return TicketBundle("w", 1, job_id, KEY, job_id.encode(), list(tickets))
 
 
-def take(
-    held: Holdings, *tickets: Ticket, job_id: str = "aa" * 16, program: bytes = b"p", now_s: float = NOW
-) -> int:
+def take(held: Holdings, *tickets: Ticket, job_id: str = "aa" * 16, program: bytes = b"p", now_s: float = NOW) -> int:
     given = bundle(*tickets, job_id=job_id)
     tasks = [m.PushedTask(lease_id=each.lease_id, payload=["x" * 10]) for each in tickets]
     push = m.PushTasks(tickets="", program=[seal(KEY, program)], tasks=tasks)

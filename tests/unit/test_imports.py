@@ -20,22 +20,34 @@ VERSION = "ec262"
 ALLOWED: dict[str, set[str]] = {
     "ec262.errors": set(),
     "ec262.config": {"ec262.errors"},
+    "ec262.policy": {"ec262.errors"},
     "ec262.credentials": {"ec262.errors", "ec262.config"},
     "ec262.http_handler": set(),
     "ec262.serving": {"ec262.errors", "ec262.http_handler"},
     "ec262.responses": {"ec262.errors", "ec262.protocol"},
     "ec262.protocol": {"ec262.errors"},
     "ec262.mapreduce": {"ec262.errors", "ec262.protocol"},
+    "ec262.storage": {"ec262.errors", "ec262.protocol", "ec262.mapreduce"},
     "ec262.sandbox": {"ec262.errors", "ec262.protocol", "ec262.mapreduce"},
     "ec262.discovery_client": {VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.protocol"},
     "ec262.embedded": {VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.discovery_client"},
     "ec262.foreman": {
-        *(VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.protocol", "ec262.mapreduce"),
-        *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox"),
+        *(VERSION, "ec262.errors", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.discovery_client"),
+        "ec262.sandbox",
     },
+    "ec262.backends": {
+        *(VERSION, "ec262.errors", "ec262.credentials", "ec262.protocol", "ec262.policy", "ec262.mapreduce"),
+        *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox", "ec262.foreman"),
+    },
+    "ec262.jobs": {
+        *("ec262.errors", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.storage", "ec262.sandbox"),
+        "ec262.backends",
+    },
+    # The examples of the API: written as a user would write them.
+    "ec262.programs": {"ec262", "ec262.errors", "ec262.mapreduce", "ec262.storage"},
     "ec262.worker": {
         *(VERSION, "ec262.errors", "ec262.config", "ec262.credentials", "ec262.protocol", "ec262.mapreduce"),
-        *("ec262.discovery_client", "ec262.sandbox", "ec262.serving", "ec262.responses"),
+        *("ec262.discovery_client", "ec262.sandbox", "ec262.serving", "ec262.responses", "ec262.storage"),
     },
     "ec262.cli": {"ec262", "discovery"},
     "discovery": {VERSION, "ec262.errors", "ec262.config", "ec262.protocol", "ec262.serving", "ec262.responses"},
@@ -45,11 +57,16 @@ ALLOWED: dict[str, set[str]] = {
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
     *("settings", "records", "verdict", "matching", "tasks", "store.server", "store.store", "keyring", "ledger"),
-    *("registry", "leasing", "settlement", "openapi", "api", "app", "service", "__main__"),
+    *("registry", "leasing", "settlement", "jobs", "openapi", "api", "app", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
-FOREMAN_ORDER = ["options", "report", "schedule", "payloads", "peers", "engine", "original", "rehearsal", "job", "run"]
+FOREMAN_ORDER = [
+    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "journal", "session", "polling"),
+    *("pushing", "settling", "resuming", "leasing", "watching", "engine", "differences", "sample", "original"),
+    "rehearsal",
+]
+JOBS_ORDER = ["report", "checkpoint", "plan", "driver", "job", "run"]
 
 # A program that ``python -m`` starts is its command line.
 ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
@@ -57,7 +74,9 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 # What decides, decides without I/O and without a clock.
 PURE = [
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
+    *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse"),
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
+    *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}
@@ -65,7 +84,8 @@ IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "r
 # What the sandbox's child loads is the standard library's: nothing else is there.
 STANDARD_ONLY = [
     *("ec262.errors", "ec262.protocol.canonical", "ec262.protocol.framing", "ec262.mapreduce.program"),
-    *("ec262.mapreduce.partition", "ec262.sandbox.child"),
+    *("ec262.mapreduce.partition", "ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.mapreduce.records"),
+    *("ec262.mapreduce", "ec262.sandbox.child"),
 ]
 
 
@@ -149,7 +169,9 @@ def test_nothing_imports_the_command_line(name: str) -> None:
         assert found <= ENTRIES.get(name, set())
 
 
-@pytest.mark.parametrize(("package", "order"), [("discovery", DISCOVERY_ORDER), ("ec262.foreman", FOREMAN_ORDER)])
+@pytest.mark.parametrize(
+    ("package", "order"), [("discovery", DISCOVERY_ORDER), ("ec262.foreman", FOREMAN_ORDER), ("ec262.jobs", JOBS_ORDER)]
+)
 def test_nothing_is_imported_upwards(package: str, order: list[str]) -> None:
     here = {name.removeprefix(package + ".") for name in MODULES if name.startswith(package + ".")} - {"store"}
     assert here == set(order)
@@ -204,7 +226,7 @@ import socket, sys, threading, time
 untouched = (socket.socket, time.sleep, threading.Thread, threading.Lock)
 import ec262
 ec262.run_job, ec262.submit, ec262.Job
-import ec262.foreman.run
+import ec262.jobs.run, ec262.foreman.engine
 from gevent import monkey
 assert monkey.saved == {}, monkey.saved
 assert untouched == (socket.socket, time.sleep, threading.Thread, threading.Lock)

@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ec262.errors import Malformed, ProgramError, ValueNotPortable
-from ec262.mapreduce.partition import partition_of
+from ec262.mapreduce import context
+from ec262.mapreduce.blocks import EMPTY, encode_grouped, pairs_of
+from ec262.mapreduce.partition import bounds_of, partition_of
 from ec262.mapreduce.program import (
     Program,
     execute,
@@ -21,15 +23,19 @@ from ec262.mapreduce.program import (
     name_of,
     program_digest_of,
     reduce_header,
-    run_map,
     run_reduce,
+    split_counters,
 )
+from ec262.mapreduce.program import run_map as run_map_records
 from ec262.mapreduce.recorded import calling_module, program_for
 from ec262.mapreduce.recorded import combiner as mark_combiner
 from ec262.mapreduce.recorded import mapper as mark_mapper
 from ec262.mapreduce.recorded import reducer as mark_reducer
-from ec262.mapreduce.split import SPLIT_BYTES, TASKS_BY_ITEM, split_items
-from ec262.protocol.canonical import decode_pairs, encode_pairs, encode_value
+from ec262.mapreduce.records import Reader
+from ec262.mapreduce.split import SPLIT_BYTES, TASKS_BY_ITEM, RecordsSplit
+from ec262.mapreduce.split import split_items as splits_of
+from ec262.protocol.canonical import decode_pairs, encode_pairs, encode_value, sort_key
+from ec262.protocol.framing import frame_parts
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DIGEST = "d" * 64
@@ -46,6 +52,21 @@ def total(_: Any, counts: list[int]) -> int:
     return sum(counts)
 
 
+def run_map(program: Program, parts: Iterable[bytes], partitions: int) -> list[bytes]:
+    """Maps the canonical pairs in `parts`."""
+    return run_map_records(program, [(key, value) for part in parts for key, value in decode_pairs(part)], partitions)
+
+
+def read(part: bytes) -> list[list[Any]]:
+    """The pairs of a result."""
+    return [[key, value] for key, value in pairs_of(part)]
+
+
+def split_items(data: Any, items_per_task: int | None = None) -> list[bytes]:
+    """All splits."""
+    return list(splits_of(data, items_per_task))
+
+
 COUNT = Program(count_words, total)
 COUNT_COMBINED = Program(count_words, total, total)
 
@@ -60,7 +81,7 @@ def run(program: Program, splits: Iterable[bytes], partitions: int) -> dict[Any,
     for index in range(partitions):
         parts = [reduce_header(DIGEST, index=index), *[parts[index] for parts in mapped]]
         (reduced,) = execute(program, parts)
-        for key, value in decode_pairs(reduced):
+        for key, value in pairs_of(reduced):
             assert key not in result
             result[key] = value
     return result
@@ -82,12 +103,12 @@ def test_word_count_is_a_counter(text: list[str], partitions: int, items_per_tas
 def test_partitions_together_are_the_single_partition(text: list[str], partitions: int) -> None:
     split = encode_pairs(list(enumerate(text)))
     (whole,) = run_map(COUNT, [split], 1)
-    parts = [decode_pairs(part) for part in run_map(COUNT, [split], partitions)]
+    parts = [read(part) for part in run_map(COUNT, [split], partitions)]
     assert len(parts) == partitions
     for number, part in enumerate(parts):
         assert all(partition_of(key, partitions) == number for key, _ in part)
         assert part == sorted(part)
-    assert sorted(pair for part in parts for pair in part) == decode_pairs(whole)
+    assert sorted(pair for part in parts for pair in part) == read(whole)
 
 
 @QUICK
@@ -101,8 +122,8 @@ def test_how_a_task_was_cut_does_not_show(text: list[str]) -> None:
 
 def test_a_combiner_makes_one_value_a_key() -> None:
     split = encode_pairs([(0, "a b a"), (1, "a")])
-    assert decode_pairs(run_map(COUNT, [split], 1)[0]) == [["a", [1, 1, 1]], ["b", [1]]]
-    assert decode_pairs(run_map(COUNT_COMBINED, [split], 1)[0]) == [["a", [3]], ["b", [1]]]
+    assert read(run_map(COUNT, [split], 1)[0]) == [["a", [1, 1, 1]], ["b", [1]]]
+    assert read(run_map(COUNT_COMBINED, [split], 1)[0]) == [["a", [3]], ["b", [1]]]
 
 
 def test_without_a_reducer_the_values_are_listed_in_the_order_of_the_input() -> None:
@@ -112,9 +133,9 @@ def test_without_a_reducer_the_values_are_listed_in_the_order_of_the_input() -> 
 
 def test_nothing_gives_nothing() -> None:
     assert split_items({}) == []
-    assert run_map(COUNT, [], 2) == [b"[]", b"[]"]
-    assert run_reduce(COUNT, []) == b"[]"
-    assert execute(COUNT, [map_header(DIGEST, index=0, partitions=1)]) == [b"[]"]
+    assert run_map(COUNT, [], 2) == [EMPTY, EMPTY]
+    assert run_reduce(COUNT, []) == EMPTY
+    assert execute(COUNT, [map_header(DIGEST, index=0, partitions=1)]) == [EMPTY]
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -133,10 +154,10 @@ def test_keys_that_python_holds_equal_are_one(equal: list[Any], partitions: int)
 
 def test_result_keys_are_in_canonical_order() -> None:
     program = Program(lambda key, value: [(key, value)], lambda key, values: values[0])
-    keys = ["b", None, (1,), 2, True, "a", 1.5]
+    keys = ["b", None, (1,), 2, True, b"a", "a", 1.5, 0]
     (mapped,) = run_map(program, [encode_pairs([(key, 0) for key in keys])], 1)
-    ordered = [key for key, _ in decode_pairs(run_reduce(program, [mapped]))]
-    assert ordered == [None, True, 1.5, 2, "a", "b", (1,)]
+    ordered = [key for key, _ in pairs_of(run_reduce(program, [mapped]))]
+    assert ordered == [None, 0, True, 1.5, 2, "a", "b", b"a", (1,)]
 
 
 def gives(*emitted: Any) -> Program:
@@ -154,7 +175,7 @@ ONE = [encode_pairs([("in", 0)])]
     ("key", "kind"),
     [
         *[([1], "list"), ({}, "dict"), (set(), "set"), ((1, []), "list|tuple")],
-        *[(b"x", "bytes"), ((1, b"x"), "bytes"), (frozenset(), "frozenset"), (1j, "complex")],
+        *[(bytearray(), "bytearray"), (frozenset(), "frozenset"), (1j, "complex")],
     ],
 )
 def test_what_cannot_be_a_key_is_named(key: Any, kind: str, partitions: int) -> None:
@@ -179,7 +200,7 @@ def test_values_that_do_not_travel_are_named() -> None:
         return {1}
 
     with pytest.raises(ValueNotPortable, match=r"reducer bad: the value of key 'k' is or holds a builtins\.set"):
-        run_reduce(Program(count_words, bad), [encode_pairs([("k", [1])])])
+        run_reduce(Program(count_words, bad), [encode_grouped([("k", [1])], where="")])
     with pytest.raises(ValueNotPortable, match="mapper count_words"):
         run_map(Program(count_words, None, bad), [encode_pairs([(0, "a")])], 1)
 
@@ -205,8 +226,8 @@ def test_something_that_is_no_pair(item: Any) -> None:
 
 
 def test_pairs_may_be_lists_and_mappers_may_return_dictionaries_items() -> None:
-    assert run_map(gives(["k", 1]), ONE, 1) == [b'[["k",[1]]]']
-    assert run_map(Program(lambda key, value: {"k": 1}.items()), ONE, 1) == [b'[["k",[1]]]']
+    assert read(run_map(gives(["k", 1]), ONE, 1)[0]) == [["k", [1]]]
+    assert read(run_map(Program(lambda key, value: {"k": 1}.items()), ONE, 1)[0]) == [["k", [1]]]
 
 
 def test_exceptions_of_the_program_come_through() -> None:
@@ -217,7 +238,7 @@ def test_exceptions_of_the_program_come_through() -> None:
         with pytest.raises(ZeroDivisionError, match="its own"):
             run_map(program, ONE, 1)
     with pytest.raises(ZeroDivisionError):
-        run_reduce(Program(count_words, fails), [encode_pairs([("k", [1])])])
+        run_reduce(Program(count_words, fails), [encode_grouped([("k", [1])], where="")])
 
 
 @pytest.mark.parametrize(
@@ -229,6 +250,29 @@ def test_functions_have_names(function: Callable[..., Any], name: str) -> None:
 
 
 # --- inputs from strangers ------------------------------------------------------------------------
+
+
+NO_BLOCKS: list[list[bytes]] = [
+    *[[b"j[1]"], [b"j[1]", b"j[[1]]", b"j[1]"], [b"j[1]", b"j[1]"], [b"j[1]", b"j[[1],[2]]"], [b"j[[1]]", b"j[[1]]"]],
+    *[
+        [b"j1", b"j[[1]]"],
+        [b"", b""],
+        [b"x", b"y"],
+        [b"j[1]", b"f"],
+        [b"j[1]", b"v\0\0\0\1"],
+        [b"f" + bytes(8), b"j[[1]]"],
+    ],
+    # Attack: a column of empty items that claims more of them than memory has.
+    [b"f\xff\xff\xff\xff\0\0\0\0", b"j[]"],
+    [b"j[1]", b"v\xff\xff\xff\xff"],
+    *[[b"j[1]", b"l\0\0\0\3[2]j[1]"], [b"j[1]", b"l\0\0\0\4[-1]j[]"], [b"j[1]", b"l\xff\0\0\0j[1]"]],
+    [b"j[1]", b"l\0\0\0\0l\0\0\0\0j[1]"],
+]
+NO_INPUTS: list[Any] = [
+    *[None, "pairs", {}, {"format": "rows"}, {"format": "records"}],
+    {"format": "records", "name": 1, "reader": {}},
+    {"format": "records", "name": "n", "reader": {"kind": "no such"}},
+]
 
 
 @pytest.mark.parametrize(
@@ -244,9 +288,13 @@ def test_functions_have_names(function: Callable[..., Any], name: str) -> None:
         *[[encode_value({"phase": "map", "partitions": n})] for n in (0, -1, 65_537, 1.0, True, "1", None)],
         [map_header(DIGEST, index=0, partitions=1), b"junk"],
         [map_header(DIGEST, index=0, partitions=1), b"[[1]]"],
-        [reduce_header(DIGEST, index=0), b'[["k",1]]'],
-        [reduce_header(DIGEST, index=0), b'[["k",{"t":[1]}]]'],
-        [reduce_header(DIGEST, index=0), b"{}"],
+        [reduce_header(DIGEST, index=0), b'[["k",[1]]]'],
+        *[[reduce_header(DIGEST, index=0), frame_parts(columns)] for columns in NO_BLOCKS],
+        *[[encode_value({"phase": "map", "partitions": 2, "input": spec}), b"x"] for spec in NO_INPUTS],
+        *[
+            [encode_value({"phase": "map", "partitions": 2, "input": {"format": "pairs"}, "bounds": bounds})]
+            for bounds in (None, 1, "ab", ["a", "b"], {"a": 1})
+        ],
     ],
 )
 def test_inputs_that_no_foreman_sends(parts: list[bytes]) -> None:
@@ -261,7 +309,7 @@ def test_any_input_is_computed_or_malformed(parts: list[bytes]) -> None:
         made = execute(Program(lambda key, value: []), parts)
     except Malformed:
         return
-    assert made == [b"[]"] * 2
+    assert made == [EMPTY] * 2
 
 
 def test_headers_name_their_program() -> None:
@@ -270,6 +318,16 @@ def test_headers_name_their_program() -> None:
     for header in (b"", b"[]", encode_value({}), encode_value({"program": 1})):
         with pytest.raises(Malformed):
             program_digest_of(header)
+
+
+@pytest.mark.parametrize("bounds", [[], ["a", 1, ("index", 0)]])
+@pytest.mark.parametrize(
+    "spec", [{"format": "pairs"}, {"name": "x", "format": "records", "reader": {"delimiter": b"\n"}}]
+)
+def test_headers_are_the_canonical_form_of_what_they_say(bounds: list[Any], spec: dict[str, Any]) -> None:
+    fields = {"phase": "map", "program": DIGEST, "index": 12, "partitions": 7, "input": spec}
+    made = map_header(DIGEST, index=12, partitions=7, spec=spec, bounds=bounds)
+    assert made == encode_value({**fields, "bounds": bounds} if bounds else fields)
 
 
 # --- splitting ------------------------------------------------------------------------------------
@@ -325,7 +383,7 @@ def test_data_that_cannot_travel() -> None:
     with pytest.raises(ValueNotPortable, match="data: "):
         split_items({"k": {1}})
     with pytest.raises(ValueNotPortable, match="data: "):
-        split_items({b"k": 1})
+        split_items({frozenset(): 1})
     with pytest.raises(ProgramError, match="items_per_task"):
         split_items({}, 0)
 
@@ -391,3 +449,136 @@ def test_only_functions_can_be_marked_or_given(role: str) -> None:
 
 def test_the_calling_module_is_known() -> None:
     assert calling_module(1) == __name__
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+keys = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.binary(max_size=3))
+values = st.one_of(
+    *[st.integers(0, 3), st.text(max_size=3), st.binary(max_size=2), st.binary(min_size=2, max_size=2)],
+    st.lists(st.integers(0, 2), max_size=2),
+    st.just([b"x"]),
+)
+
+
+@QUICK
+@given(st.lists(st.lists(st.tuples(keys | st.text("ab", max_size=2), values), max_size=12), max_size=5))
+def test_merging_sorted_parts_is_grouping_in_the_order_of_the_parts(tasks: list[list[tuple[Any, Any]]]) -> None:
+    """Whatever is mixed in keys and values, and however many blocks the parts have."""
+    parts = [run_map_records(Program(lambda key, value: [(key, value)]), pairs, 1)[0] for pairs in tasks]
+    expected: dict[Any, list[Any]] = {}
+    for pairs in tasks:
+        for key, value in pairs:
+            expected.setdefault(key, []).append(value)
+    reduced = list(pairs_of(run_reduce(Program(count_words), parts)))
+    assert reduced == sorted(expected.items(), key=lambda pair: sort_key(pair[0]))
+
+
+@pytest.mark.parametrize(
+    "make", [str, int, lambda n: b"%06d" % n, lambda n: (n, "x"), lambda n: n if n % 3 else str(n)]
+)
+def test_parts_of_many_blocks_are_merged_block_by_block(make: Callable[[int], Any]) -> None:
+    numbers = [list(range(start, 9_000, 3)) for start in range(3)] + [list(range(0, 9_000, 100)), [], [4]]
+    parts = [
+        run_map_records(Program(lambda key, value: [(key, value)]), [(make(n), n) for n in run], 1)[0]
+        for run in numbers
+    ]
+    reduced = list(pairs_of(run_reduce(Program(count_words, lambda key, values: values), parts)))
+    assert [key for key, _ in reduced] == sorted(map(make, range(9_000)), key=sort_key)
+    assert dict(reduced)[make(4)] == [4, 4]
+    assert sum(len(values) for _, values in reduced) == 9_000 + 90 + 1
+
+
+# --- counters, parameters, setup ------------------------------------------------------------------
+
+
+def test_what_a_task_counts_is_one_more_part() -> None:
+    def mapper(key: Any, value: str) -> Iterator[tuple[str, int]]:
+        context.counter("lines").add()
+        context.counter("characters").add(len(value))
+        yield value, 1
+
+    header = map_header(DIGEST, index=0, partitions=2)
+    made = execute(Program(mapper, total), [header, encode_pairs([(0, "abc"), (1, "de")])])
+    parts, counts = split_counters(made, 2)
+    assert len(parts) == 2
+    assert counts == {"characters": 5, "lines": 2}
+    assert split_counters(execute(COUNT, [header]), 2) == ([EMPTY, EMPTY], {})
+    for nonsense in ([b""], [b"", b"", b"", b""], [b"", b"", b"[]"], [b"", b"", encode_value({"a": -1})]):
+        with pytest.raises(Malformed):
+            split_counters(nonsense, 2)
+
+
+def test_counters_say_what_is_wrong_and_do_nothing_outside_a_task() -> None:
+    context.counter("anything").add(3)
+    for amount in (-1, 1.5, True, "1", None):
+        with pytest.raises(ProgramError, match="takes a whole number"):
+            context.counter("lines").add(amount)  # type: ignore[arg-type]
+    for name in ("", "x" * 201, 1, None):
+        with pytest.raises(ProgramError, match="a counter's name"):
+            context.counter(name)  # type: ignore[arg-type]
+
+    def mapper(key: Any, value: Any) -> Iterator[tuple[str, int]]:
+        for number in range(1001):
+            context.counter(str(number)).add()
+        yield "", 1
+
+    with pytest.raises(ProgramError, match="1000 counters already"):
+        execute(Program(mapper), [map_header(DIGEST, index=0, partitions=1), ONE[0]])
+
+
+def test_setup_runs_once_a_task_and_parameters_are_there() -> None:
+    seen: list[Any] = []
+
+    def mapper(key: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+        yield context.param("word"), context.param("missing", "default")
+
+    program = Program(mapper, lambda key, values: values, setup=seen.append, params={"word": "w"})
+    made = execute(program, [map_header(DIGEST, index=0, partitions=1), encode_pairs([(1, 1), (2, 2)])])
+    assert seen == [{"word": "w"}]
+    assert read(made[0]) == [["w", ["default", "default"]]]
+    execute(program, [reduce_header(DIGEST, index=0), *made])
+    assert len(seen) == 2
+    assert context.param("word") is None  # the task is over
+
+
+def test_records_of_a_file_know_its_name() -> None:
+    def mapper(name: str, line: str) -> Iterator[tuple[str, str]]:
+        yield context.input_name(), line
+
+    split = RecordsSplit(b"one\r\ntwo", 0, "book.txt", Reader())
+    made = execute(Program(mapper), [map_header(DIGEST, index=0, partitions=1, spec=split.spec()), *split.load()])
+    assert read(made[0]) == [["book.txt", ["one", "two"]]]
+
+
+# --- partitioners ---------------------------------------------------------------------------------
+
+
+@QUICK
+@given(st.lists(st.integers(-5, 5) | st.text("ab", max_size=2), max_size=30), st.integers(1, 6))
+def test_a_range_partitioner_gives_a_total_order(keys: list[Any], partitions: int) -> None:
+    program = Program(lambda key, value: [(key, value)], partitioner="range")
+    bounds = bounds_of(keys, partitions)
+    assert len(bounds) < partitions or (partitions == 1 and not bounds)
+    parts = run_map_records(program, [(key, 0) for key in keys], partitions, bounds)
+    together = [key for part in parts for key, _ in pairs_of(part)]
+    assert together == sorted(set(keys), key=sort_key)
+
+
+def test_bounds_cut_a_sample_into_about_equal_runs() -> None:
+    assert bounds_of(list(range(100)), 4) == [25, 50, 75]
+    assert bounds_of([7] * 100, 4) == [7]
+    assert bounds_of([], 4) == []
+
+
+def test_a_partitioner_of_ones_own() -> None:
+    program = Program(count_words, total, partitioner=lambda key, partitions: len(key) % partitions)
+    assert [[key for key, _ in read(part)] for part in run_map(program, [encode_pairs([(0, "a bb ccc dd")])], 2)] == [
+        ["bb", "dd"],
+        ["a", "ccc"],
+    ]
+    for wrong in (2, -1, "0", None, True):
+        with pytest.raises(ProgramError, match="the partitioner gave"):
+            run_map(Program(count_words, partitioner=lambda *_: cast(int, wrong)), [encode_pairs([(0, "a")])], 2)  # noqa: B023
+    with pytest.raises(ProgramError, match="has to be 'hash', 'range' or a function"):
+        run_map(Program(count_words, partitioner="sorted"), [encode_pairs([(0, "a")])], 2)

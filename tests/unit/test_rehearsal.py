@@ -20,21 +20,32 @@ from typing import Any
 
 import pytest
 
+import ec262
 from ec262.errors import ProgramError, ValueNotPortable
 from ec262.foreman import rehearsal
 from ec262.foreman.original import run_original
-from ec262.foreman.rehearsal import rehearse, sample_of
+from ec262.foreman.rehearsal import rehearse
+from ec262.foreman.sample import Sample, sample_of
+from ec262.mapreduce.blocks import batches_of, encode_results
 from ec262.mapreduce.program import Program, map_header
-from ec262.mapreduce.split import split_items
+from ec262.mapreduce.records import Reader
+from ec262.mapreduce.split import BlocksSplit, PairsSplit, RecordsSplit, split_items
 from ec262.protocol.canonical import decode_pairs, encode_pairs
+from ec262.sandbox.executor_program import executor_program
 from ec262.sandbox.launcher import Sandbox
 from ec262.sandbox.pack import pack_program
 from ec262.sandbox.policy import DEFAULT
 from tests.processes import ROOT, nothing_left
 
 AMPLE_S = 60.0
+
+
+def splits_of(data: Any, items_per_task: int | None = None) -> list[PairsSplit]:
+    return [PairsSplit(part) for part in split_items(data, items_per_task)]
+
+
 LINES = {number: f"{number} the quick brown fox jumps over the lazy dog {'again ' * number}" for number in range(5)}
-SAMPLE = sample_of(split_items(LINES))
+SAMPLE = sample_of(splits_of(LINES))
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +222,46 @@ def imports_when_called(key: Any, _: Any) -> Any:
     yield key, 1
 
 
+LEAST = 0
+
+
+def set_up(params: Any) -> None:
+    global LEAST
+    LEAST = params["least"]
+
+
+def counts_lines(_: Any, line: str) -> Any:
+    if not LEAST:
+        raise ValueError("not set up")
+    ec262.counter("lines").add(ec262.param("least"))
+    yield len(line), 1
+
+
+def counts_by_chance(_: Any, line: str) -> Any:
+    ec262.counter("places").add(1 + list(set(line.split())).index("fox"))
+    yield "all", 1
+
+
+def asks_where(key: Any, line: str) -> Any:
+    yield ec262.input_name().split("/")[1], line
+
+
+def by_length(key: str, partitions: int) -> int:
+    return len(key) % partitions
+
+
+def by_hash(key: str, partitions: int) -> int:
+    return hash(key) % partitions
+
+
+def nowhere(key: str, partitions: int) -> int:
+    return partitions
+
+
+def fails_to_set_up(params: Any) -> None:
+    raise ValueError("no")
+
+
 def lasts_for_ever(_: Any, __: Any) -> Any:
     while True:
         pass
@@ -232,20 +283,61 @@ def takes_all_memory(_: Any, __: Any) -> Any:
 def test_a_sample_is_a_few_items_from_all_over() -> None:
     data = {number: "[" + '",]\\' * number for number in range(100)}
     for per_task in (1, 7, 100):
-        sample = sample_of(split_items(data, per_task))
+        sample = sample_of(splits_of(data, per_task))
         assert len(sample) == 8
-        pairs = [pair for part in sample for pair in decode_pairs(part)]
+        pairs = [pair for part in sample.parts(0, 8) for pair in decode_pairs(part)]
         assert pairs[0][0] == 0
         assert all(data[key] == value for key, value in pairs)
         assert len({key for key, _ in pairs}) == 8
-    assert decode_pairs(sample_of(split_items(data, 1))[-1])[0][0] == 99
-    assert sample_of(split_items({})) == []
-    assert len(sample_of(split_items({1: "a"}))) == 1
+    assert decode_pairs(sample_of(splits_of(data, 1)).parts(7, 8)[0])[0][0] == 99
+    assert len(sample_of(splits_of({}))) == 0
+    assert len(sample_of(splits_of({1: "a"}))) == 1
+
+
+def test_of_splits_that_come_one_by_one_no_more_are_taken_than_needed() -> None:
+    taken = []
+
+    def splits() -> Iterator[PairsSplit]:
+        for split in splits_of(dict.fromkeys(range(100), "x"), 3):
+            taken.append(split)
+            yield split
+
+    assert len(sample_of(splits())) == 8
+    assert len(taken) == 3
 
 
 def test_of_large_items_only_the_first_is_taken() -> None:
-    sample = sample_of(split_items(dict.fromkeys(range(5), "x" * 300_000)))
-    assert [decode_pairs(part)[0][0] for part in sample] == [0]
+    sample = sample_of(splits_of(dict.fromkeys(range(5), "x" * 300_000)))
+    assert [key for key, _ in decode_pairs(sample.parts(0, 9)[0])] == [0]
+
+
+def from_file(data: bytes, offset: int = 0, **reader: Any) -> Sample:
+    return sample_of([RecordsSplit(data, offset, "a/file.txt", Reader(**reader))])
+
+
+def test_of_a_file_the_first_records_are_taken_as_they_stand_in_it() -> None:
+    lines = from_file(b"".join(b"line %d\n" % number for number in range(100)), offset=70)
+    assert len(lines) == 8
+    assert lines.parts(0, 2) == [b"line 0\nline 1\n", b"70"]
+    assert lines.parts(7, 8) == [b"line 7\n", b"119"]
+    assert from_file(b"one line").parts(0, 9) == [b"one line", b"0"]
+    assert len(from_file(b"")) == 0
+    assert from_file(bytes(100), kind="records", record_size=7).parts(1, 3) == [bytes(14), b"7"]
+    assert from_file(b"a;b;c", delimiter=b";").parts(1, 2) == [b"b;", b"2"]
+    named = from_file(b"x,y\n1,2\n3,4\n", kind="csv", header=True, fields=("x", "y"))
+    assert named.parts(0, 1) == [b"x,y\n1,2\n", b"0"]
+
+
+def test_a_file_that_is_one_record_is_not_cut() -> None:
+    assert from_file(b"a whole\nfile", kind="whole").parts(0, 1) == [b"a whole\nfile", b"0"]
+    assert len(from_file(bytes(1 << 20), kind="whole")) == 0
+    assert len(from_file(b'"a\n",b\n' * 100_000, kind="csv", multiline=True)) == 0
+
+
+def test_results_of_an_earlier_stage_are_sampled() -> None:
+    part = encode_results([(number, str(number)) for number in range(100)], where="x")
+    sample = sample_of([BlocksSplit(0, lambda: part)])
+    assert decode_pairs(sample.parts(0, 2)[0]) == [[0, "0"], [1, "1"]]
 
 
 # --- good programs ---------------------------------------------------------------------------------
@@ -263,11 +355,44 @@ def test_of_large_items_only_the_first_is_taken() -> None:
         Program(remembers, total),
         Program(with_numpy),
         Program(lambda key, line: [(key, line)]),
+        Program(words, total, total, partitioner="range"),
+        Program(words, total, partitioner=by_length),
+        Program(counts_lines, total, setup=set_up, params={"least": 3}),
     ],
-    ids=["map", "reduce", "combine", "floats", "sorted", "random", "state", "numpy", "lambda"],
+    ids=[
+        *("map", "reduce", "combine", "floats", "sorted", "random", "state", "numpy", "lambda"),
+        *("range", "partitioner", "setup"),
+    ],
 )
 def test_nothing_is_said_against_a_good_program(program: Program) -> None:
     try_out(program)
+
+
+def test_files_are_tried_with_their_names_and_readers() -> None:
+    rehearse(Program(asks_where), pack_program(Program(asks_where)), from_file(b"a\nb\n"))
+    assert len(rehearsal._known) == 1, "it ran to its end"
+
+
+def test_what_is_wrong_with_the_file_is_for_the_job_to_report() -> None:
+    rehearse(Program(words), pack_program(Program(words)), from_file(b"no json\n", kind="jsonl"))
+    assert rehearsal._known == {}
+
+
+def test_what_an_executor_maps_is_not_tried() -> None:
+    try_out(executor_program("simulator", reducer=total))
+
+
+def test_partitioners_and_counters_have_to_be_deterministic() -> None:
+    assert f"or partitioner by_hash ({line_of(by_hash)})" in refused(Program(words, total, partitioner=by_hash))
+    assert "from 0 to 1" in refused(Program(words, total, partitioner=nowhere))
+    said = refused(Program(counts_by_chance))
+    assert "is not deterministic" in said
+    assert "'counter places'" in said
+
+
+def test_a_setup_that_fails_anyway_is_for_the_job_to_report() -> None:
+    try_out(Program(words, setup=fails_to_set_up))
+    assert rehearsal._known == {}
 
 
 def test_a_good_program_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +404,7 @@ def test_a_good_program_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_items_there_is_nothing_to_try() -> None:
-    try_out(Program(lasts_for_ever), sample=[])
+    try_out(Program(lasts_for_ever), sample=sample_of([]))
 
 
 def test_a_program_may_be_tried_in_any_thread() -> None:
@@ -432,7 +557,7 @@ def stop_iteration(_: Any, __: Any) -> Any:
 
 def test_the_original_computes_in_a_fork() -> None:
     made = original(words)
-    assert [decode_pairs(result[0]) for result in made.results] == [[["a", [1]], ["b", [1]]]] * 2
+    assert [list(batches_of(result[0])) for result in made.results] == [[(["a", "b"], [[1], [1]])]] * 2
     assert made.raised == ""
 
 

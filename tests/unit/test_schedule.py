@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ec262.foreman.schedule import LARGEST_REQUEST, LEAST_PER_SLOT, LOOK_AHEAD_S, Peer, Replica, Schedule, Task
+from ec262.foreman.attempts import DOWN_MOST_S, DOWN_S, LEAST_PER_SLOT, LOOK_AHEAD_S, Peer, Replica, Task
+from ec262.foreman.inflight import SEALED, InFlight
+from ec262.foreman.purse import ESCROW_AFTER_S, Purse
+from ec262.foreman.schedule import LARGEST_REQUEST, STRAGGLER_S, STRAGGLER_TIMES, Schedule
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def tasks(count: int) -> list[Task]:
-    return [Task(number, [b"input"], bytes(32)) for number in range(count)]
+    return [Task(number, lambda: [b"input"], size=5) for number in range(count)]
 
 
 class Network:
@@ -25,7 +28,7 @@ class Network:
         self.schedule = Schedule(redundancy=redundancy, quorum=quorum)
         self.schedule.slots_alive = sum(workers)
         self.all = tasks(count)
-        self.schedule.add(self.all)
+        self.schedule.begin(self.all)
         self.slots = {f"w{number}": slots for number, slots in enumerate(workers)}
         self.redundancy = redundancy
         self.leases = 0
@@ -50,7 +53,7 @@ class Network:
             self.schedule.peers.setdefault(worker, Peer(worker, self.slots[worker]))
         have = len(task.replicas)
         leases = [(f"{task_id}.{have + number}", worker) for number, worker in enumerate(free[:count])]
-        return self.schedule.leased(task, task_id, b"k" * 32, leases)
+        return self.schedule.leased(task, task_id, b"k" * 32, leases, self.now)
 
     def finish(self, replica: Replica, after_s: float = 0.01) -> Task | None:
         self.now += after_s
@@ -63,9 +66,14 @@ class Network:
         assert {peer.worker_id: peer.out for peer in schedule.peers.values() if peer.out} == dict(at_hand)
         assert schedule.out == sum(at_hand.values())
         states = Counter(task.state for task in self.all)
-        assert schedule.waiting == states["waiting"]
-        assert schedule.done == states["done"]
-        assert schedule.total == len(self.all)
+        # Those that were not read yet wait, too.
+        assert schedule.waiting <= states["waiting"]
+        assert (schedule.done, schedule.failed, schedule.running) == (states["done"], states["failed"], states["out"])
+        assert schedule.total is None or schedule.total == len(self.all)
+        held = [replica.tokens for task in self.all for replica in task.replicas.values() if replica.tokens]
+        assert schedule.bytes.results == sum(len(token) for tokens in held for token in tokens)
+        out = [replica for task in self.all for replica in task.replicas.values() if replica.out]
+        assert schedule.bytes.expected == sum(replica.expected for replica in out)
         for worker in schedule.peers:
             leases = schedule.leases_out(worker, pushed=False)
             assert len(leases) == at_hand[worker]
@@ -79,15 +87,20 @@ def test_a_phase_from_beginning_to_end() -> None:
         out += network.lease()
         assert network.finish(out.pop(0)) is not None
         for task in schedule.take_due(100):
-            schedule.done_with(task, [b"result"])
-            schedule.forget(task)
+            schedule.done_with(task)
         network.check()
-    assert [task.result for task in network.all] == [[b"result"]] * 20
+        schedule.peek()
+    assert [task.state for task in network.all] == ["done"] * 20
+    assert schedule.bytes.total == 0
     assert schedule.out == schedule.waiting == schedule.retried == 0
 
 
 def test_a_phase_of_nothing_is_finished() -> None:
-    assert Network(0).schedule.finished
+    schedule = Network(0).schedule
+    assert not schedule.finished  # nobody has looked yet
+    assert schedule.peek() is None
+    assert schedule.finished
+    assert schedule.total == 0
 
 
 # --- how much is leased ---------------------------------------------------------------------------
@@ -141,7 +154,7 @@ def test_something_is_asked_for_whenever_nothing_is_out(
 ) -> None:
     """Otherwise a job could sleep for ever."""
     schedule = Schedule(redundancy=redundancy, quorum=1)
-    schedule.add(tasks(count))
+    schedule.begin(tasks(count))
     for number, slots in enumerate(workers):
         schedule.peers[f"w{number}"] = Peer(f"w{number}", slots, rate=rate)
     assert schedule.take_to_lease()
@@ -167,7 +180,7 @@ def test_without_a_quorum_a_task_is_due_when_nothing_is_out() -> None:
     one, two = network.lease()
     network.finish(one)
     assert network.schedule.take_due(10) == []
-    assert network.schedule.lost(two.worker_id) == [two.lease_id]
+    assert network.schedule.lost(two.worker_id) == [(network.all[0], two)]
     assert network.schedule.take_due(10) == network.all
     network.check()
 
@@ -186,11 +199,13 @@ def test_lost_work_is_counted_once_and_may_still_come() -> None:
     network = Network(4, workers=(2, 2))
     replicas = network.lease()
     mine = [replica for replica in replicas if replica.worker_id == "w0"]
-    assert sorted(network.schedule.lost("w0")) == sorted(replica.lease_id for replica in mine)
+    assert {replica.lease_id for _, replica in network.schedule.lost("w0")} == {replica.lease_id for replica in mine}
     assert network.schedule.lost("w0") == []
     assert network.schedule.retried == len(mine)
     network.check()
+    assert set(network.schedule.owes("w0")) == {replica.lease_id for replica in mine}
     assert network.finish(mine[0]) is not None  # late, and good all the same
+    assert mine[0].lease_id not in network.schedule.owes("w0")
     assert mine[0].tokens == ["token"]
     network.check()
 
@@ -200,7 +215,7 @@ def test_only_ones_own_leases_can_be_lost() -> None:
     one, two = network.lease()
     assert one.worker_id != two.worker_id
     assert network.schedule.lost(one.worker_id, [two.lease_id, "unknown.0"]) == []
-    assert network.schedule.lost(one.worker_id, [one.lease_id]) == [one.lease_id]
+    assert network.schedule.lost(one.worker_id, [one.lease_id]) == [(network.all[0], one)]
     network.check()
 
 
@@ -238,7 +253,8 @@ def test_a_task_that_is_done_is_known_until_its_late_replicas_came() -> None:
     task = network.all[0]
     network.finish(one)
     network.finish(two)
-    network.schedule.done_with(task, [b"result"])
+    network.schedule.done_with(task)
+    network.schedule.peek()
     assert network.schedule.finished
     assert network.schedule.task("t1") is task
     assert network.schedule.out == 1
@@ -251,7 +267,7 @@ def test_done_tasks_are_never_due() -> None:
     network = Network(1, redundancy=2, quorum=1)
     one, two = network.lease()
     network.finish(one)
-    network.schedule.done_with(network.all[0], [b"result"])
+    network.schedule.done_with(network.all[0])
     network.finish(two)
     network.schedule.ask_again(network.all[0])
     assert network.schedule.take_due(10) == []
@@ -303,11 +319,11 @@ def test_any_sequence_of_events_ends_with_every_task_done_once(
             for task in schedule.take_due(data.draw(st.integers(1, 5))):
                 assert task.state == "out"
                 came = [replica for replica in task.replicas.values() if replica.tokens is not None]
-                verdict = data.draw(st.sampled_from(["accept", "over", "pending", "more"]))
+                verdict = data.draw(st.sampled_from(["accept", "over", "pending", "more", "fail"]))
                 if verdict == "accept" and came:
-                    schedule.done_with(task, [b"result"])
-                    if not any(replica.out for replica in task.replicas.values()):
-                        schedule.forget(task)
+                    schedule.done_with(task)
+                elif verdict == "fail":
+                    schedule.fail(task)
                 elif verdict == "more":
                     ever += network.more(task, task.task_id, 1)
                 elif verdict == "pending":
@@ -326,10 +342,217 @@ def test_any_sequence_of_events_ends_with_every_task_done_once(
                 schedule.ask_again(task)
         for task in schedule.take_due(1000):
             if any(replica.tokens is not None for replica in task.replicas.values()):
-                schedule.done_with(task, [b"result"])
+                schedule.done_with(task)
             else:
                 schedule.start_over(task)
         network.check()
+    schedule.peek()
     assert schedule.finished
-    assert all(task.result == [b"result"] for task in network.all)
-    assert schedule.done == count
+    assert {task.state for task in network.all} <= {"done", "failed"}
+    assert schedule.done + schedule.failed == count
+    assert schedule.total == count
+    assert schedule.running == 0
+
+
+# --- tasks that are read as they are wanted --------------------------------------------------------
+
+
+def test_no_more_is_read_than_workers_can_take() -> None:
+    read = 0
+
+    def source() -> Iterator[Task]:
+        nonlocal read
+        for task in tasks(1000):
+            read += 1
+            yield task
+
+    network = Network(0, workers=(1, 1))
+    schedule = network.schedule
+    schedule.begin(source())
+    assert read == 0
+    assert schedule.total is None
+    out = network.lease()
+    assert len(out) == read == 2 * LEAST_PER_SLOT
+    while out:
+        network.finish(out.pop(0), 10.0)
+        for task in schedule.take_due(10):
+            schedule.done_with(task)
+        out += network.lease()
+        assert read <= schedule.done + 2 * LEAST_PER_SLOT + 1
+    assert read == schedule.done == 1000
+    assert schedule.finished
+
+
+def test_bytes_in_flight_are_bounded_and_one_task_is_always_allowed() -> None:
+    inflight = InFlight(1000)
+    assert inflight.admits()
+    inflight.loaded(5000)
+    assert not inflight.admits()
+    inflight.inputs -= 5000
+    assert inflight.admits(), "nothing is in flight"
+    inflight = InFlight(1000)
+    loaded = 0
+    while inflight.admits():
+        inflight.loaded(50)
+        loaded += 1
+    assert loaded * 50 * (1 + 2 * SEALED) <= 1000, "there is room for what they become"
+    assert loaded >= 4
+
+
+def test_results_are_guessed_from_those_that_came() -> None:
+    inflight = InFlight(10**9)
+    assert inflight.expect(1000) == pytest.approx(1400)
+    for _ in range(30):
+        inflight.came(1000, 10)
+    assert inflight.expect(1000) == pytest.approx(10)
+    inflight.new_phase()
+    assert inflight.expect(1000) == pytest.approx(1400)
+
+
+# --- time ------------------------------------------------------------------------------------------
+
+
+def test_replicas_are_overdue_once() -> None:
+    network = Network(2, workers=(1,))
+    schedule = network.schedule
+    first, second = schedule.take_to_lease()
+    schedule.peers["w0"] = Peer("w0", 1)
+    (one,) = schedule.leased(first, "t1", b"k", [("t1.0", "w0")], 0.0, 10.0)
+    (two,) = schedule.leased(second, "t2", b"k", [("t2.0", "w0")], 5.0, 10.0)
+    assert schedule.overdue(9.9) == []
+    assert schedule.overdue(10.0) == [one]
+    assert schedule.overdue(12.0) == []
+    schedule.reported("t2.0", ["token"], 14.0)
+    assert schedule.overdue(20.0) == []
+    assert two.state == "came"
+
+
+def straggling(workers: Sequence[int] = (1, 1, 1), **more: int) -> tuple[Network, list[Replica]]:
+    """Six tasks of which the first worker keeps its own, the others being done a tenth of a second each."""
+    network = Network(6, workers=workers, **more)
+    out = network.lease()
+    for replica in [replica for replica in out if replica.worker_id != "w0"]:
+        network.finish(replica, 0.1)
+    for task in network.schedule.take_due(10):
+        network.schedule.done_with(task)
+    network.schedule.peek()
+    return network, [replica for replica in out if replica.worker_id == "w0"]
+
+
+def test_a_straggler_gets_one_backup_at_a_time_and_still_counts() -> None:
+    network, kept = straggling()
+    schedule = network.schedule
+    limit = schedule.straggler_s()
+    assert limit == max(STRAGGLER_S, STRAGGLER_TIMES * 0.25)
+    assert schedule.stragglers(network.now, 3) == [], "not yet"
+    later = network.now + limit + 0.1
+    found = schedule.stragglers(later, 3)
+    assert [replicas for _, replicas in found] == [[replica] for replica in kept], "two others are idle"
+    task, overtaken = found[0]
+    schedule.backed(task, overtaken, later)
+    assert schedule.take_due(10) == [task]
+    network.now = later
+    (backup,) = network.more(task, task.task_id, 1)
+    task.backups += 1
+    assert backup.worker_id != "w0"
+    assert task not in [other for other, _ in schedule.stragglers(later + 0.5, 3)]
+    assert network.finish(kept[0]) is task, "the late original"
+    schedule.take_due(10)
+    schedule.done_with(task)
+    assert backup.out
+    network.check()
+
+
+def test_no_backup_where_nobody_is_idle_or_tasks_wait_or_none_may_be_bought() -> None:
+    network, _ = straggling(workers=(1,))
+    assert network.schedule.stragglers(network.now + 100, 3) == [], "no other worker"
+    network, kept = straggling()
+    assert network.schedule.stragglers(network.now + 100, 0) == []
+    for task in network.all:
+        task.most_replicas = 1
+    assert network.schedule.stragglers(network.now + 100, 3) == []
+    network = Network(100, workers=(1, 1))
+    for replica in network.lease()[1:]:
+        network.finish(replica)
+    assert network.schedule.stragglers(network.now + 100, 3) == [], "there is better to do"
+    assert len(kept) == LEAST_PER_SLOT
+
+
+def test_a_task_that_was_overtaken_waits_for_nobody() -> None:
+    network, kept = straggling()
+    schedule = network.schedule
+    later = network.now + 100
+    task, overtaken = schedule.stragglers(later, 3)[0]
+    schedule.backed(task, overtaken, later)
+    (backup,) = network.more(task, task.task_id, 1)
+    network.finish(backup)
+    schedule.take_due(10)
+    schedule.done_with(task)
+    assert schedule.task(overtaken[0].lease_id.partition(".")[0]) is None
+    assert not overtaken[0].out
+    assert schedule.awaited(later), "the other one is awaited still"
+    schedule.lost("w0", [kept[1].lease_id])
+    assert not schedule.awaited(later)
+    network.check()
+
+
+def test_only_as_many_are_given_up_as_one_backup_needs() -> None:
+    network = Network(2, workers=(1, 1, 1, 1), redundancy=3, quorum=2)
+    schedule = network.schedule
+    first, second = schedule.take_to_lease()
+    for replica in network.more(first, "t1", 3):
+        network.finish(replica)
+    for task in schedule.take_due(10):
+        schedule.done_with(task)
+    schedule.peek()
+    one, two, three = network.more(second, "t2", 3)
+    assert schedule.stragglers(network.now + 100, 3) == [(second, [one, two])], "with none there, one may still come"
+    network.finish(three)
+    assert schedule.stragglers(network.now + 100, 3) == [(second, [one, two])]
+    assert schedule.take_due(10) == []
+
+
+def test_a_worker_that_does_not_answer_is_left_alone_for_longer_each_time() -> None:
+    peer = Peer("w", 1)
+    peer.silent(100.0)
+    assert peer.down_until_s == 100.0 + DOWN_S
+    for _ in range(10):
+        peer.silent(200.0)
+    assert peer.down_until_s == 200.0 + DOWN_MOST_S
+    peer.answers()
+    assert peer.down_until_s == 0.0
+    peer.silent(100.0)
+    assert peer.down_until_s == 100.0 + DOWN_S
+
+
+# --- credits ---------------------------------------------------------------------------------------
+
+
+def test_a_limit_counts_what_is_spent_in_escrow_and_put_aside() -> None:
+    purse = Purse(10, 2)
+    assert purse.affordable(1, 100) == 5
+    purse.leased("a.0", 100.0)
+    purse.leased("a.0", 100.0)
+    purse.leased("b.0", 100.0)
+    assert (purse.escrow, purse.affordable(1, 100)) == (4, 3)
+    assert purse.paid("a.0", "w") == 2
+    assert purse.paid("a.0", "w") == 0
+    assert (purse.spent, purse.escrow, purse.earned) == (2, 2, {"w": 2})
+    assert purse.reserve(2) == 4
+    assert purse.affordable(1, 100) == 1
+    purse.returned("b.0")
+    assert purse.affordable(1, 100) == 2
+    assert purse.spares(2)
+    purse.balance = 3
+    assert not purse.spares(2)
+    assert Purse(None, 2).affordable(1, 100) == 100
+    assert Purse(None, 2).reserve(3) == 0
+
+
+def test_escrow_comes_back_with_time() -> None:
+    purse = Purse(4, 1)
+    purse.leased("a.0", 100.0)
+    purse.leased("b.0", 200.0)
+    purse.sweep(100.0 + ESCROW_AFTER_S + 1)
+    assert purse.escrow == 1
+    assert purse.paid("a.0", "w") == 0

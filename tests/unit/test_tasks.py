@@ -21,7 +21,7 @@ from discovery.tasks import (
     record_receipt,
     verdict_on,
 )
-from discovery.verdict import Accepted, Undecided
+from discovery.verdict import Accepted, More, Pending, Undecided
 from ec262.protocol.credits import price_of
 from ec262.protocol.receipts import Kind, Receipt
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
@@ -198,6 +198,34 @@ def test_a_late_receipt_is_judged_like_one_in_time(answer: bytes, state: Replica
     life.report(2, Kind.OK, answer)
     life.check()
     assert life.state_of(2) is state
+
+
+def test_a_backup_is_asked_for_and_neither_of_the_two_is_given_up() -> None:
+    life = Life(price=1, redundancy=1, quorum=1, most=2)
+    assert verdict_on(life.task) == Pending()
+    life.task.replicas[0].lost = True
+    assert verdict_on(life.task) == More(1)
+    life.add(1)
+    assert verdict_on(life.task) == Pending()
+    life.report(0, Kind.OK, ANSWERS[0])  # the straggler is first after all
+    life.decide()
+    assert life.state() is TaskState.ACCEPTED
+    life.report(1, Kind.OK, ANSWERS[0])
+    assert [life.state_of(0), life.state_of(1)] == [ReplicaState.PAID, ReplicaState.PAID]
+    life.check()
+
+
+@pytest.mark.parametrize("happens", ["lost", "restart", "refused"])
+def test_only_a_refusal_lets_a_task_of_one_replica_be_leased_again(happens: str) -> None:
+    life = Life(price=1, redundancy=1, quorum=1, most=1)
+    if happens == "lost":
+        life.task.replicas[0].lost = True
+    elif happens == "restart":
+        expire_replicas(life.task, [0], life.changes)
+    else:
+        life.report(0, Kind.REFUSED, ANSWERS[0])
+    assert verdict_on(life.task) == (More(1) if happens == "refused" else Undecided())
+    life.check()
 
 
 def test_the_first_receipt_of_a_lease_wins() -> None:

@@ -19,9 +19,11 @@ sizes = st.integers(1, 16)
 
 
 @QUICK
-@given(answers_lists, st.integers(0, 8), sizes, sizes)
-def test_every_verdict_keeps_the_rules(answers: list[Answer], outstanding: int, quorum: int, most: int) -> None:
-    verdict = decide(answers, outstanding=outstanding, quorum=quorum, max_replicas=most)
+@given(answers_lists, st.integers(0, 8), st.integers(0, 4), sizes, sizes)
+def test_every_verdict_keeps_the_rules(
+    answers: list[Answer], outstanding: int, gone: int, quorum: int, most: int
+) -> None:
+    verdict = decide(answers, outstanding=outstanding, gone=gone, quorum=quorum, max_replicas=most)
     groups = Counter(answers)
     largest = max(groups.values(), default=0)
     assert isinstance(verdict, Accepted) == (largest >= quorum)
@@ -29,14 +31,14 @@ def test_every_verdict_keeps_the_rules(answers: list[Answer], outstanding: int, 
         assert groups[verdict.answer] == largest
     if isinstance(verdict, More):
         assert verdict.replicas >= 1
-        assert len(answers) + outstanding + verdict.replicas <= most
+        assert len(answers) + outstanding + gone + verdict.replicas <= most
         # Just enough that the largest group can become a quorum, were all to agree with it.
         assert largest + outstanding + verdict.replicas == quorum
     if isinstance(verdict, Pending):
         assert outstanding > 0
         assert largest + outstanding >= quorum
     if isinstance(verdict, Undecided):
-        assert len(answers) + (quorum - largest) > most
+        assert len(answers) + gone + (quorum - largest) > most
 
 
 @QUICK
@@ -75,6 +77,26 @@ def test_asking_ends(stream: list[Answer], quorum: int, most: int) -> None:
 )
 def test_verdicts(answers: list[Answer], outstanding: int, quorum: int, most: int, expected: Verdict) -> None:
     assert decide(answers, outstanding=outstanding, quorum=quorum, max_replicas=most) == expected
+
+
+@pytest.mark.parametrize(
+    ("answers", "outstanding", "gone", "quorum", "most", "expected"),
+    [
+        ([], 0, 1, 1, 9, More(1)),  # a backup
+        ([], 0, 1, 1, 2, More(1)),
+        ([], 0, 2, 1, 2, Undecided()),
+        ([], 0, 1, 1, 1, Undecided()),  # never leased twice
+        ([], 0, 0, 1, 1, More(1)),  # refused: it did not run
+        ([], 1, 1, 1, 2, Pending()),
+        ([A], 0, 1, 1, 1, Accepted(A)),
+        ([A], 0, 1, 2, 3, More(1)),
+        ([A], 0, 1, 2, 2, Undecided()),
+    ],
+)
+def test_replicas_given_up_are_replaced_as_long_as_more_may_run_it(
+    answers: list[Answer], outstanding: int, gone: int, quorum: int, most: int, expected: Verdict
+) -> None:
+    assert decide(answers, outstanding=outstanding, gone=gone, quorum=quorum, max_replicas=most) == expected
 
 
 def test_a_result_and_a_failure_with_equal_digests_do_not_agree() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import gevent
 import pytest
 
+from ec262.mapreduce.blocks import batches_of
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import decode_pairs, decode_value
+from ec262.protocol.canonical import decode_value
 from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
 from ec262.protocol.sealing import seal
 from ec262.worker.service import Worker
@@ -37,7 +38,7 @@ def test_tasks_are_run_sealed_and_vouched_for(foreman: Foreman) -> None:
     results, receipts = foreman.collect(3)
     for lease_id, value in zip(leases, [2, 4, 6], strict=True):
         parts = foreman.open(results[lease_id])
-        assert decode_pairs(parts[0]) == [["k", [value]]]
+        assert list(batches_of(parts[0])) == [(["k"], [[value]])]
         receipt = receipts[lease_id]
         assert receipt.kind == Kind.OK
         assert receipt.commitment == result_commitment(parts)
@@ -97,7 +98,7 @@ def test_large_results_come_in_several_tokens(worker: Worker, monkeypatch: pytes
     foreman.push([lease_id])
     results, receipts = foreman.collect(1)
     assert len(results[lease_id].tokens) > 5
-    assert decode_pairs(foreman.open(results[lease_id])[0]) == [["k", ["x" * 1000]]]
+    assert list(batches_of(foreman.open(results[lease_id])[0])) == [(["k"], [["x" * 1000]])]
     assert len(receipts[lease_id].token_digests) == len(results[lease_id].tokens)
 
 

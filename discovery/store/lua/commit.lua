@@ -7,9 +7,10 @@
 --   {ec}:escrow               hash: task id -> credits in escrow for it
 --   {ec}:ledger               stream: entry m = movements of one commit, MessagePack [[from, to, amount], ...]
 --   {ec}:account:<id>         hash: counters escrow, earned, spent (and what accounts.lua wrote)
---   {ec}:worker:<id>          hash: used, capacity, epoch, class, counters (and what register.lua wrote)
+--   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote)
 --   {ec}:worker:<id>:leases   set: leases that take its slots
 --   {ec}:pool:<class>         set: workers alive that have a slot free
+--   {ec}:pool:<class>+<capability>  set: those of them that have the capability
 --   {ec}:alive                sorted set: worker id by the time in ms at which its registration lapses
 --   {ec}:idempotency:<account>:<key>  string: the tasks a lease request got, gone after a while
 --
@@ -24,6 +25,13 @@
 
 local c = cmsgpack.unpack(ARGV[1])
 local P = '{ec}:'
+
+-- The class, and the class with each capability.
+local function groups(class, caps)
+  local all = {class}
+  for cap in string.gmatch(caps or '', '%S+') do all[#all + 1] = class .. '+' .. cap end
+  return all
+end
 
 -- Lua's unpack takes some thousand values at most: a worker may give back more leases than that at once.
 local function in_pieces(command, key, items)
@@ -73,9 +81,9 @@ for _, f in ipairs(c.frees) do
   local freed = in_pieces('SREM', key .. ':leases', f[2])
   if freed > 0 then
     local used = redis.call('HINCRBY', key, 'used', -freed)
-    local w = redis.call('HMGET', key, 'capacity', 'class')
+    local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities')
     if used < tonumber(w[1]) and redis.call('ZSCORE', P .. 'alive', f[1]) then
-      redis.call('SADD', P .. 'pool:' .. w[2], f[1])
+      for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end
 end
@@ -83,8 +91,10 @@ for _, t in ipairs(c.takes) do
   local key = P .. 'worker:' .. t[1]
   in_pieces('SADD', key .. ':leases', t[3])
   local used = redis.call('HINCRBY', key, 'used', #t[3])
-  local w = redis.call('HMGET', key, 'capacity', 'class')
-  if used >= tonumber(w[1]) then redis.call('SREM', P .. 'pool:' .. w[2], t[1]) end
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities')
+  if used >= tonumber(w[1]) then
+    for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
+  end
 end
 if #c.idempotency > 0 then
   redis.call('SET', P .. 'idempotency:' .. c.idempotency[1], c.idempotency[2], 'EX', c.idempotency[3])

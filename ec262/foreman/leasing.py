@@ -1,0 +1,203 @@
+"""Leasing: tasks are taken from the phase as workers can take more and memory allows, paid into escrow, and pushed."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from ec262.errors import InsufficientCredits, NoWorkers, ProblemError
+from ec262.foreman.pushing import Pairs, Pushing
+from ec262.foreman.resuming import Resuming
+from ec262.foreman.schedule import Task
+from ec262.foreman.session import Session
+from ec262.protocol import messages as m
+
+log = logging.getLogger("ec262.foreman")
+
+PAUSE_S = 0.25
+"""Until asking again for workers."""
+READING_S = 0.05
+"""So long tasks are read at a stretch; then others have their turn."""
+
+
+class Leasing:
+    """Leases and has pushed.
+
+    Args:
+        requirements: which workers fit.
+    """
+
+    def __init__(
+        self, session: Session, pushing: Pushing, resuming: Resuming | None, requirements: m.Requirements
+    ) -> None:
+        self._session = session
+        self._pushing = pushing
+        self._resuming = resuming
+        self._requirements = requirements
+        self._reading = BoundedSemaphore(1)
+
+    def run(self) -> None:
+        """Leases for ever; several may do so side by side."""
+        session = self._session
+        schedule = session.schedule
+        idle_since: float | None = None
+        repeat: tuple[str, list[Task], int] | None = None
+        while not session.closing and session.failure is None:
+            if not schedule.out and schedule.all_down(time.monotonic()):
+                gevent.sleep(PAUSE_S)  # whoever it would go to did not answer a moment ago
+                continue
+            if repeat is None:
+                session.to_lease.clear()
+                tasks = self._gather()
+                if not tasks:
+                    session.to_lease.wait()
+                    continue
+                key, most = secrets.token_hex(12), self._most_replicas(tasks)
+            else:
+                (key, tasks, most), repeat = repeat, None
+            try:
+                leased = self._lease(key, tasks, most)
+            except InsufficientCredits as reason:
+                self._put_back(tasks)
+                if not session.busy:
+                    raise
+                log.info("waiting for escrow to come back: %s", reason)
+                gevent.sleep(PAUSE_S)
+                continue
+            except ProblemError as reason:
+                if reason.code != "conflict":
+                    raise
+                repeat = (key, tasks, most)
+                gevent.sleep(PAUSE_S * secrets.randbelow(100) / 100)
+                continue
+            session.purse.price, session.purse.balance = leased.price, leased.balance
+            schedule.slots_alive = leased.network.slots
+            self._put_back(tasks[len(leased.tasks) :])
+            if leased.tasks:
+                idle_since = None
+                self._send(tasks, leased, most)
+                continue
+            if schedule.out or session.settling:
+                idle_since = None
+                session.to_lease.clear()
+                session.to_lease.wait(PAUSE_S)
+                continue
+            idle_since = idle_since if idle_since is not None else time.monotonic()
+            if time.monotonic() - idle_since > session.policy.wait_for_workers_s:
+                raise NoWorkers(self._no_workers(leased.network.workers))
+            gevent.sleep(PAUSE_S)
+
+    # --- what to lease ---
+
+    def _gather(self) -> list[Task]:
+        """The tasks to lease next, their inputs loaded; empty while there is no room for more."""
+        session = self._session
+        schedule, purse, needed = session.schedule, session.purse, self._needed
+        with self._reading:
+            if session.phase_over.is_set():
+                return []
+            purse.sweep(time.monotonic())
+            tasks: list[Task] = []
+            most = purse.affordable(needed, schedule.room())
+            since = time.monotonic()
+            while len(tasks) < most:
+                task = schedule.peek()
+                # One that is in memory already is no reason to wait for memory.
+                if task is None or (task.parts is None and not schedule.bytes.admits()):
+                    break
+                schedule.pull()
+                tasks += self._ready(task)
+                if time.monotonic() - since > READING_S:
+                    gevent.sleep(0)
+                    since = time.monotonic()
+            more = schedule.peek()  # whether the phase has an end is known before its last task is done
+            session.look_whether_over()
+        if not tasks and more is not None and not purse.affordable(needed, 1) and not session.busy:
+            raise session.over_limit("the tasks that are left")
+        return tasks
+
+    def _ready(self, task: Task) -> list[Task]:
+        """The task, loaded; nothing where a run before had leased it, and this one goes on with that."""
+        self._session.phases.add(task.phase)
+        if self._resuming is not None and self._resuming.adopt(task):
+            return []
+        self._session.load(task)
+        return [task]
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self._session.purse.reserved -= task.reserve
+            task.reserve = 0
+        self._session.schedule.put_back(tasks)
+
+    # --- leasing them ---
+
+    def _lease(self, key: str, tasks: list[Task], most_replicas: int) -> m.Leased:
+        policy = self._session.policy
+        wanted = m.LeaseTasks(
+            job_id=self._session.job_id,
+            idempotency_key=key,
+            tasks=[m.TaskWanted(input_digest=task.digest, cpu_limit_s=policy.cpu_limit_s) for task in tasks],
+            requirements=self._requirements,
+            policy=m.Policy(redundancy=policy.redundancy, quorum=policy.agreement, max_replicas=most_replicas),
+            timeout_s=policy.timeout_s,
+        )
+        self._session.leasing += 1
+        try:
+            return self._session.discovery.lease_tasks(wanted)
+        finally:
+            self._session.leasing -= 1
+
+    @property
+    def _needed(self) -> int:
+        """Replicas without which a task cannot be decided."""
+        return max(self._session.policy.redundancy, self._session.policy.agreement)
+
+    def _most_replicas(self, tasks: list[Task]) -> int:
+        """How many replicas discovery may buy of each task. With a limit of credits what all of them would cost is put
+        aside; where the limit is too near for that, no more are bought than are needed if all agree."""
+        policy, purse, needed = self._session.policy, self._session.purse, self._needed
+        if policy.runs_once:
+            return 1
+        if purse.limit is None:
+            return policy.max_replicas
+        whole = purse.affordable(len(tasks) * policy.max_replicas, 1) == 1
+        most = policy.max_replicas if whole else needed
+        for task in tasks:
+            task.reserve = purse.reserve(most)
+        return most
+
+    def _send(self, tasks: list[Task], leased: m.Leased, most_replicas: int) -> None:
+        session = self._session
+        session.meet(leased.poll_key, leased.program_key)
+        for worker in leased.workers:
+            session.know(worker)
+        pairs: Pairs = []
+        for task, given in zip(tasks, leased.tasks, strict=False):
+            task.replicas = {}
+            task.most_replicas = most_replicas
+            pairs += [(task, replica) for replica in session.take(task, given)]
+        self._pushing.push(pairs, leased.workers)
+
+    def _no_workers(self, alive: int) -> str:
+        policy, url = self._session.policy, self._session.discovery.url
+        waited = f"none came free in {policy.wait_for_workers_s:g} s"
+        able = f" that can {', '.join(policy.requirements)}" if policy.requirements else ""
+        if alive == 0:
+            return (
+                f"no worker with Python {policy.python}{able} is registered at {url} and {waited}: "
+                f"start one with: python worker.py --discovery {url}"
+            )
+        if alive < policy.redundancy:
+            return (
+                f"redundancy={policy.redundancy} wants as many different workers for each task, but "
+                f"{url} has {alive}{able}: start more, or ask for less"
+            )
+        return (
+            f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
+            "they may be busy, or all your own or each other's neighbours on a public network"
+        )

@@ -1,0 +1,82 @@
+"""Purse: what a job has spent and has in escrow, as the foreman knows it, against a limit. Counts alone, no I/O."""
+
+from __future__ import annotations
+
+ESCROW_AFTER_S = 120.0
+"""So long after its deadline no replica's price is in escrow any more."""
+
+
+class Purse:
+    """Credits of one job.
+
+    Args:
+        limit: most it may cost; None: no limit.
+        price: of a replica.
+
+    Attributes:
+        spent: paid to workers; `earned` says to which.
+        escrow: taken for replicas that may still be paid.
+        reserved: what replicas that are about to be leased, and further ones of tasks that are out, may cost; 0
+            without a limit.
+        balance: of the account, as discovery last said; None: it has not.
+    """
+
+    def __init__(self, limit: int | None, price: int) -> None:
+        self.limit = limit
+        self.price = price
+        self.spent = 0
+        self.earned: dict[str, int] = {}
+        self.escrow = 0
+        self.reserved = 0
+        self.balance: int | None = None
+        self._leases: dict[str, tuple[int, float]] = {}
+
+    def affordable(self, replicas: int, most: int) -> int:
+        """How many tasks of so many replicas each stay within the limit; at most `most`."""
+        if self.limit is None:
+            return most
+        left = self.limit - self.spent - self.escrow - self.reserved
+        return max(0, min(most, left // (self.price * replicas)))
+
+    def spares(self, replicas: int) -> bool:
+        """Whether so many replicas that are not needed stay within the limit and the balance."""
+        enough = self.balance is None or self.balance >= replicas * self.price
+        return enough and self.affordable(replicas, 1) == 1
+
+    def reserve(self, replicas: int) -> int:
+        """Puts aside what so many replicas cost, and returns it; 0 without a limit."""
+        cost = replicas * self.price if self.limit is not None else 0
+        self.reserved += cost
+        return cost
+
+    def leased(self, lease_id: str, until_s: float) -> None:
+        """A replica's price went into escrow, where it is until a while after `until_s` at the latest."""
+        if lease_id not in self._leases:
+            self._leases[lease_id] = (self.price, until_s + ESCROW_AFTER_S)
+            self.escrow += self.price
+
+    def paid(self, lease_id: str, worker_id: str) -> int:
+        """A replica was paid; returns how much, 0 where that was known."""
+        price = self._take(lease_id)
+        if price:
+            self.spent += price
+            self.earned[worker_id] = self.earned.get(worker_id, 0) + price
+        return price
+
+    def returned(self, lease_id: str) -> None:
+        """A replica's price came back."""
+        self._take(lease_id)
+
+    def sweep(self, now: float) -> None:
+        """Time goes by."""
+        while self._leases:
+            lease_id, (price, until_s) = next(iter(self._leases.items()))
+            if until_s > now:
+                return
+            del self._leases[lease_id]
+            self.escrow -= price
+
+    def _take(self, lease_id: str) -> int:
+        price, _ = self._leases.pop(lease_id, (0, 0.0))
+        self.escrow -= price
+        return price

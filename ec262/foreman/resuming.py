@@ -1,0 +1,98 @@
+"""Resuming: a foreman that was killed takes up what its journal says was leased."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ec262.errors import JobFailed
+from ec262.foreman.journal import Journal
+from ec262.foreman.payloads import describe
+from ec262.foreman.polling import Polling
+from ec262.foreman.records import Remembered
+from ec262.foreman.schedule import Peer, Task
+from ec262.foreman.session import Session
+from ec262.foreman.settling import Settling
+
+log = logging.getLogger("ec262.foreman")
+
+UNKNOWN_REPLICAS = 3
+"""So many replicas beyond those known are named lost: discovery may have added one just before the kill."""
+
+
+class Resuming:
+    """Adopts tasks.
+
+    Args:
+        journal: one that was there before; `session.poll_key` is set from it.
+    """
+
+    def __init__(self, session: Session, journal: Journal, polling: Polling, settling: Settling) -> None:
+        self._session = session
+        self._journal = journal
+        self._polling = polling
+        self._settling = settling
+        if journal.poll_key:
+            session.meet(journal.poll_key, journal.program_key)
+            for worker in list(journal.workers.values()):
+                session.know(worker)
+        session.receipts += journal.bundles
+        for worker_id, credits in journal.earned.items():
+            session.purse.earned[worker_id] = credits
+            session.purse.spent += credits
+
+    def adopt(self, task: Task) -> bool:
+        """Goes on with a task where the run before was, if it had leased it; False: it is to be leased."""
+        known = self._journal.take(task.phase, task.number)
+        if known is None:
+            return False
+        session = self._session
+        session.load(task)
+        if known.digest != task.digest:
+            log.info("%s is another one than before: it is leased anew", describe(task))
+            if known.task_id:
+                self._journal.over(known.task_id)
+            return False
+        task.attempts, task.losses = known.attempts, known.losses
+        if known.failed:
+            session.unload(task)
+            session.fail_task(task, JobFailed(known.failed))
+            return True
+        if not known.task_id:
+            return False
+        session.unload(task)
+        self._take_up(task, known)
+        if known.verdict is not None:
+            self._settling.accept(task, known.verdict)
+        elif not task.answered and not task.any_out:
+            session.start_over(task, "its push was interrupted", counts=False)
+        return True
+
+    def _take_up(self, task: Task, known: Remembered) -> None:
+        """Puts the task out as it was: what came has come, what a worker has is polled for."""
+        session = self._session
+        schedule = session.schedule
+        now = time.monotonic()
+        price, session.purse.price = session.purse.price, known.price
+        for lease_id in known.leases:
+            if lease_id not in known.paid:
+                session.purse.leased(lease_id, now + session.timeout_s)
+        session.purse.price = price
+        # A worker that did not say that it took a lease may have it all the same. Where nothing may run twice it is
+        # waited for; elsewhere somebody else is asked.
+        expected = known.pushed | (set(known.leases) if session.policy.runs_once else known.results.keys())
+        leases = [(lease_id, worker) for lease_id, worker in known.leases.items() if lease_id in expected]
+        for _, worker_id in leases:
+            schedule.peers.setdefault(worker_id, Peer(worker_id, 1))
+        schedule.leased(task, known.task_id, known.input_key, leases, now, session.timeout_s)
+        for lease_id, worker_id in leases:
+            if lease_id in known.results:
+                schedule.reported(lease_id, known.results[lease_id], now)
+            else:
+                task.replicas[lease_id].pushed = True
+                self._polling.see_to(worker_id)
+        first = 1 + max((int(lease_id.partition(".")[2]) for lease_id in known.leases), default=-1)
+        session.lost += [lease_id for lease_id in known.leases if lease_id not in expected]
+        session.lost += [f"{known.task_id}.{number}" for number in range(first, first + UNKNOWN_REPLICAS)]
+        session.to_watch.set()
+        session.to_settle.set()

@@ -1,0 +1,281 @@
+"""Blocks: the form of map and reduce results, columns of keys and values in key order.
+
+A *part* is empty, or framed parts (see `ec262.protocol.framing`): keys and values of one block after the other, a
+column each. A column is ``j`` and canonical JSON, or, of bytes alone, ``f`` (all of one length) or ``v`` and the bytes
+themselves, or, of lists alone, ``l``: how long each is (nothing: one item each) and the column of all their items. What
+a map task gives a reduce partition has lists as values: those of each key. The same pairs give the same bytes.
+
+Columns cost a tenth of what a list of pairs costs to encode, for most of the work is done by loops in C, and blocks let
+a reducer merge parts of any number while it holds one block of each. Standard library only: the sandbox's child
+loads it.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ec262.errors import Malformed, ValueNotPortable
+from ec262.protocol.canonical import (
+    comparable,
+    decode_value,
+    encode_pairs,
+    encode_value,
+    is_key,
+    sort_key,
+    sort_pairs,
+)
+from ec262.protocol.framing import frame_parts, unframe_parts
+
+BLOCK_KEYS = 1024
+"""Keys in a block."""
+BLOCK_VALUES = 8192
+"""A block ends with the key that brings it to so many values."""
+EMPTY = b""
+"""A part without pairs."""
+
+_FIXED = struct.Struct(">cII")
+_VARIED = struct.Struct(">cI")
+_SIMPLE = frozenset({str, int, float, bool, type(None), bytes})
+
+Batch = tuple[list[Any], list[list[Any]]]
+"""Keys in order, and for each the list of its values."""
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def encode_grouped(groups: Sequence[tuple[Any, list[Any]]], *, where: str) -> bytes:
+    """A part of keys, in the order given (canonical order is the caller's to see to), each with its values.
+
+    Raises:
+        ValueNotPortable: a key or value cannot travel; names `where`, the key and the type.
+    """
+    columns: list[bytes] = []
+    for block in _blocks(groups):
+        columns += _encode_block([key for key, _ in block], [values for _, values in block], where)
+    return frame_parts(columns) if columns else EMPTY
+
+
+def encode_results(pairs: Iterable[tuple[Any, Any]], *, where: str) -> bytes:
+    """A part of (key, value) pairs in the order given, taken as they come: only the encoded form is held.
+
+    Raises:
+        ValueNotPortable: a key or value cannot travel; names `where`, the key and the type.
+    """
+    columns: list[bytes] = []
+    keys: list[Any] = []
+    values: list[Any] = []
+    for key, value in pairs:
+        keys.append(key)
+        values.append(value)
+        if len(keys) == BLOCK_KEYS:
+            columns += _encode_block(keys, values, where)
+            keys, values = [], []
+    if keys:
+        columns += _encode_block(keys, values, where)
+    return frame_parts(columns) if columns else EMPTY
+
+
+def _blocks(groups: Sequence[tuple[Any, list[Any]]]) -> Iterator[Sequence[tuple[Any, list[Any]]]]:
+    start = held = 0
+    for at, (_, values) in enumerate(groups):
+        held += len(values)
+        if at + 1 - start == BLOCK_KEYS or held >= BLOCK_VALUES:
+            yield groups[start : at + 1]
+            start, held = at + 1, 0
+    if start < len(groups):
+        yield groups[start:]
+
+
+def _encode_block(keys: list[Any], values: list[Any], where: str) -> list[bytes]:
+    try:
+        if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
+            raise ValueNotPortable("a key that cannot be one")
+        if set(map(type, values)) == {list}:
+            return [_column(keys), _list_column(values)]
+        return [_column(keys), _column(values)]
+    except (ValueNotPortable, ValueError, RecursionError):
+        encode_pairs(list(zip(keys, values, strict=True)), where=where)  # says it with the key's name
+        raise
+
+
+def _column(items: list[Any]) -> bytes:
+    if set(map(type, items)) == {bytes}:
+        lengths = list(map(len, items))
+        if lengths[0] and lengths.count(lengths[0]) == len(lengths):
+            return _FIXED.pack(b"f", len(items), lengths[0]) + b"".join(items)
+        return _VARIED.pack(b"v", len(items)) + struct.pack(f">{len(items)}I", *lengths) + b"".join(items)
+    return b"j" + encode_value(items)
+
+
+def _list_column(lists: list[list[Any]]) -> bytes:
+    sizes = list(map(len, lists))
+    if sizes.count(1) == len(sizes):
+        return _VARIED.pack(b"l", 0) + _column([values[0] for values in lists])
+    counts = encode_value(sizes)
+    return _VARIED.pack(b"l", len(counts)) + counts + _column([value for values in lists for value in values])
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def batches_of(part: bytes) -> Iterator[Batch]:
+    """The blocks of a part that a map task made, one after the other.
+
+    Raises:
+        Malformed: not what `encode_grouped` writes.
+    """
+    for keys, values in _columns(part):
+        if set(map(type, values)) != {list}:
+            raise Malformed("a map part whose values are no lists")
+        yield keys, values
+
+
+def pairs_of(part: bytes) -> Iterator[tuple[Any, Any]]:
+    """The pairs of a part, one after the other.
+
+    Raises:
+        Malformed: not what `encode_results` writes.
+    """
+    for keys, values in _columns(part):
+        yield from zip(keys, values, strict=True)
+
+
+def _columns(part: bytes) -> Iterator[tuple[list[Any], list[Any]]]:
+    if part == EMPTY:
+        return
+    columns = unframe_parts(part)
+    if len(columns) % 2:
+        raise Malformed("a part that is not in blocks")
+    for at in range(0, len(columns), 2):
+        keys, values = _read_column(columns[at]), _read_column(columns[at + 1], lists=True)
+        columns[at] = columns[at + 1] = b""  # decoded, they are needed no more
+        if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
+            raise Malformed("a block with something that cannot be a key")
+        if len(keys) != len(values):
+            raise Malformed("a block with more or fewer keys than values")
+        if keys:
+            yield keys, values
+
+
+def _read_column(column: bytes, *, lists: bool = False) -> list[Any]:
+    form = column[:1]
+    if form == b"j":
+        items = decode_value(column[1:])
+        if type(items) is not list:
+            raise Malformed("a column that is no list")
+        return items
+    if form == b"f" and len(column) >= _FIXED.size:
+        _, count, width = _FIXED.unpack_from(column)
+        # Of empty items a few bytes could claim any number: these are written the other way.
+        if width == 0 or len(column) != _FIXED.size + count * width:
+            raise Malformed("a column of bytes whose length does not fit")
+        return [column[at : at + width] for at in range(_FIXED.size, len(column), width)]
+    if form == b"v" and len(column) >= _VARIED.size:
+        _, count = _VARIED.unpack_from(column)
+        at = _VARIED.size + 4 * count
+        if at > len(column):
+            raise Malformed("a column of bytes whose lengths are missing")
+        lengths = struct.unpack_from(f">{count}I", column, _VARIED.size)
+        if at + sum(lengths) != len(column):
+            raise Malformed("a column of bytes whose lengths do not add up")
+        items = []
+        for length in lengths:
+            items.append(column[at : at + length])
+            at += length
+        return items
+    if form == b"l" and lists and len(column) >= _VARIED.size:
+        return _read_lists(column)
+    raise Malformed("a column of no known form")
+
+
+def _read_lists(column: bytes) -> list[Any]:
+    _, length = _VARIED.unpack_from(column)
+    at = _VARIED.size + length
+    flat = _read_column(column[at:])
+    if not length:
+        return [[value] for value in flat]
+    sizes = decode_value(column[_VARIED.size : at])
+    if type(sizes) is not list or (sizes and (set(map(type, sizes)) != {int} or min(sizes) < 0)):
+        raise Malformed("a column of lists without their lengths")
+    if sum(sizes) != len(flat):
+        raise Malformed("a column of lists whose lengths do not add up")
+    lists: list[Any] = []
+    at = 0
+    for size in sizes:
+        lists.append(flat[at : at + size])
+        at += size
+    return lists
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+def merge(parts: Iterable[bytes]) -> Iterator[list[tuple[Any, list[Any]]]]:
+    """Grouped parts as one, in key order: runs of keys, each with all its values in the order of the parts.
+
+    Holds one block of each part at a time. A round takes from every part the keys up to the least last key of those
+    blocks (nothing smaller can follow) and sorts these at once, which is faster than a heap of single keys.
+
+    Raises:
+        Malformed: a part that is not in blocks.
+    """
+    runs = [run for run in map(_Run, parts) if run.keys]
+    while runs:
+        going = [run for run in runs if run.more]
+        natural = comparable({kind for run in runs for kind in run.kinds})
+        groups: dict[Any, list[Any]] = {}
+        if going:
+            if natural:
+                last = min(run.keys[-1] for run in going)
+                for run in runs:
+                    run.take(bisect_right(run.keys, last), groups)
+            else:
+                place = min(sort_key(run.keys[-1]) for run in going)
+                for run in runs:
+                    run.take(bisect_right(run.keys, place, key=sort_key), groups)
+        else:
+            for run in runs:
+                run.take(len(run.keys), groups)
+        yield sort_pairs(groups.items(), where="map part")
+        runs = [run for run in runs if run.keys]
+
+
+class _Run:
+    """A part being read: its current block, and whether others follow."""
+
+    __slots__ = ("_blocks", "_next", "groups", "keys", "kinds", "more")
+
+    def __init__(self, part: bytes) -> None:
+        self._blocks = batches_of(part)
+        self._next = next(self._blocks, None)
+        self._load()
+
+    def _load(self) -> None:
+        self.keys: list[Any] = []
+        self.groups: list[list[Any]] = []
+        if self._next is not None:
+            self.keys, self.groups = self._next
+            self._next = next(self._blocks, None)
+        self.more = self._next is not None
+        self.kinds = set(map(type, self.keys))
+
+    def take(self, count: int, into: dict[Any, list[Any]]) -> None:
+        """Moves the first `count` keys of the block over."""
+        if count == len(self.keys):
+            keys, groups = self.keys, self.groups
+        else:
+            keys, groups = self.keys[:count], self.groups[:count]
+        for key, values in zip(keys, groups, strict=True):
+            known = into.get(key)
+            if known is None:
+                into[key] = values
+            else:
+                known.extend(values)
+        if count == len(self.keys):
+            self._load()
+        else:
+            del self.keys[:count], self.groups[:count]

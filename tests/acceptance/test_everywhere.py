@@ -1,0 +1,223 @@
+"""Every named program on real input: the same bytes on all four backends, and what a plain reference gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ec262.jobs.run import run_job
+from ec262.mapreduce.program import Program
+from ec262.programs import find
+from ec262.storage.collect import collect
+from tests import reference
+from tests.gensort import records
+from tests.processes import ROOT
+
+BACKENDS = ["local", "processes", "network", "dask"]
+BOOK = ROOT / "examples" / "data" / "new_testament.txt"
+
+PATTERN = r"wh?al(e|k)s?\b"
+TEXT: list[tuple[str, dict[str, Any], Callable[[list[Path]], bytes]]] = [
+    ("wordcount", {}, reference.wordcount),
+    ("sort", {}, reference.sort),
+    ("grep", {"pattern": PATTERN}, lambda files: reference.grep(files, PATTERN)),
+    ("inverted_index", {}, reference.inverted_index),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Dask cluster of this machine that all tests here share."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running,
+        distributed.Client(running) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The embedded network's files are its own."""
+    before = os.environ.get("EC262_HOME"), os.environ.pop("EC262_DISCOVERY", None)
+    os.environ["EC262_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield
+    for name, value in zip(("EC262_HOME", "EC262_DISCOVERY"), before, strict=True):
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """About 1.3 MB of text in files of every kind."""
+    folder = tmp_path_factory.mktemp("texts")
+    book = BOOK.read_bytes()
+    chance = random.Random(262)
+    contents = {
+        "plain": book[:600_000],
+        "crlf": book[600_000:700_000].replace(b"\n", b"\r\n"),
+        "empty": b"",
+        "one_line": book[700_000:900_000].replace(b"\n", b" "),
+        "newlines": b"\n\n\r\n\r\n\n",
+        "no_newline_at_the_end": b"whales walk",
+        "not_utf8": b"".join(bytes(chance.choices(range(256), k=60)) + b" walk\xff whale\n" for _ in range(1000)),
+        "tabs": b"a\tb\\c\x0b\x0c\xc2\x85 \xe2\x80\xa8 d\re whale\n" * 50,
+        "rest": book[900_000:],
+    }
+    paths = []
+    for name, content in contents.items():
+        path = folder / f"text_{name}"
+        path.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def run(
+    backend: str,
+    cluster: Any,
+    program: Program,
+    data: Any,
+    params: dict[str, Any],
+    folder: Path,
+    **options: Any,
+) -> tuple[bytes, dict[str, bytes], dict[str, int]]:
+    """A job with output to files: the collected bytes, the files' bytes, and the counters."""
+    folder.mkdir(exist_ok=True)
+    prefix = folder / "out"
+    report = run_job(
+        data,
+        program=program,
+        params=params,
+        backend=backend,
+        cluster=cluster if backend == "dask" else None,
+        output=str(prefix),
+        progress=False,
+        wait_for_workers_s=60,
+        **options,
+    )
+    collect(str(prefix), str(folder / "all"))
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("out_[0-9]*"))}
+    assert [Path(name).name for name in report.files] == list(files)
+    return (folder / "all").read_bytes(), files, report.counters
+
+
+@pytest.mark.parametrize("name, params, expected", TEXT, ids=[name for name, *_ in TEXT])
+def test_text_gives_the_same_bytes_everywhere(
+    name: str,
+    params: dict[str, Any],
+    expected: Callable[[list[Path]], bytes],
+    texts: list[Path],
+    cluster: Any,
+    tmp_path: Path,
+) -> None:
+    program = find(name).program
+    made = {
+        backend: run(
+            *(backend, cluster, program, [str(path) for path in texts], params, tmp_path / backend),
+            split_size=150_000,
+            reducers=3,
+        )
+        for backend in BACKENDS
+    }
+    assert made["local"][0] == expected(texts)
+    for backend in BACKENDS[1:]:
+        assert made[backend] == made["local"], backend
+
+
+@pytest.mark.parametrize("split_size", [1 << 20, 997])
+def test_the_split_size_does_not_show(split_size: int, texts: list[Path], cluster: Any, tmp_path: Path) -> None:
+    some = [str(path) for path in texts if path.stat().st_size < 120_000]
+    for name, params, expected in TEXT:
+        whole, _, _ = run(
+            *("processes", cluster, find(name).program, some, params, tmp_path / name),
+            split_size=split_size,
+            reducers=2,
+        )
+        assert whole == expected([Path(each) for each in some]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_records_are_sorted(backend: str, cluster: Any, tmp_path: Path) -> None:
+    source = tmp_path / "records"
+    source.write_bytes(b"".join(records(20_000, keys=15_000)))
+    program = find("sort_records").program
+    whole, files, _ = run(
+        *(backend, cluster, program, str(source), {}, tmp_path / "made"), split_size=300_000, reducers=4
+    )
+    assert whole == reference.sort_records([source])
+    assert b"".join(files.values()) == whole
+    before, after = reference.valsort([source.read_bytes()]), reference.valsort([whole])
+    assert after.unordered == 0
+    assert (after.count, after.checksum) == (before.count, before.checksum)
+    assert min(map(len, files.values())) > 0.5 * max(map(len, files.values())), "the sample cut badly"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [0, 1, 100_001])
+def test_hamming_there_and_back(backend: str, size: int, cluster: Any, tmp_path: Path) -> None:
+    original = tmp_path / "original"
+    original.write_bytes(random.Random(size).randbytes(size))
+
+    def step(name: str, source: str, params: dict[str, Any], target: str) -> tuple[bytes, dict[str, int]]:
+        whole, _, counters = run(
+            *(
+                backend,
+                cluster,
+                find(f"hamming.{name}").program,
+                str(tmp_path / source),
+                params,
+                tmp_path / f"d{target}",
+            ),
+            split_size=40_000,
+            reducers=2,
+        )
+        (tmp_path / target).write_bytes(whole)
+        return whole, counters
+
+    coded, _ = step("encode", "original", {}, "coded")
+    assert coded == reference.hamming_encode(original.read_bytes())
+    spoilt, _ = step("error", "coded", {"per_block": 1, "rate": 0.01, "seed": 7}, "spoilt")
+    checked, _ = step("check", "spoilt", {}, "checked")
+    assert checked == reference.hamming_check(str(tmp_path / "spoilt"), spoilt)
+    fixed, _ = step("fix", "spoilt", {}, "fixed")
+    assert fixed == coded
+    decoded, _ = step("decode", "fixed", {}, "decoded")
+    assert decoded == original.read_bytes()
+
+
+def test_policies_travel_to_every_backend(cluster: Any, tmp_path: Path) -> None:
+    """What fails is left out and named, in the same words wherever it ran."""
+
+    def mapper(key: int, value: int) -> Any:
+        yield value % 3, 10 // (key - 4)
+
+    program = Program(mapper, lambda key, values: sum(values))
+    seen = []
+    for backend in BACKENDS:
+        from ec262.jobs.run import submit  # noqa: PLC0415
+
+        job = submit(
+            {key: key for key in range(8)},
+            program=dataclasses.replace(program),
+            backend=backend,
+            cluster=cluster if backend == "dask" else None,
+            on_failure="skip",
+            rehearse=False,
+            wait_for_workers_s=60,
+        )
+        result = job.result(60)
+        failed = [(each.phase, each.number, "ZeroDivisionError" in each.reason) for each in job.report().failed]
+        seen.append((result, failed))
+        job.close()
+    assert seen[0] == (
+        {0: 10 // -4 + 10 // -1 + 10 // 2, 1: 10 // -3 + 10 // 3, 2: 10 // -2 + 10 // 1},
+        [("map", 4, True)],
+    )
+    assert all(each == seen[0] for each in seen)
