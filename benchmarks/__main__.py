@@ -25,7 +25,7 @@ from ec262.errors import EC262Error
 EXAMPLES = """\
 examples:
   python -m benchmarks                          all but sort1g, a quarter of an hour
-  python -m benchmarks --short                  all but sort1g, two minutes or so ('make bench')
+  python -m benchmarks --short                  all but sort1g, two to three minutes ('make bench')
   python -m benchmarks --only noop --repeat 9   no-op tasks alone, nine runs each
   python -m benchmarks --only wordcount --way EC262   of word count, the ways with EC262 in their names
   python -m benchmarks --only sort1g            the sort of 1 GB, some minutes, 4 GB of disk in TMPDIR

@@ -8,6 +8,7 @@ thread each, the scheduler in the user's program, as ``Client()`` has it. Pools:
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import tempfile
 import warnings
@@ -57,7 +58,12 @@ def dask_client(workers: int) -> Iterator[Any]:
         tempfile.TemporaryDirectory() as directory,
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}),
         distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=directory
+            silence_logs=logging.CRITICAL,  # it complains of itself when it ends
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=directory,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

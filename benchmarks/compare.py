@@ -107,6 +107,7 @@ class Compared:
 
     Attributes:
         ratios: for each goal: its ratio in every round, and their median.
+        whole: the input has the size that the goals are for.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Compared:
     rounds: int
     rows: list[Row]
     ratios: list[Ratio]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +149,9 @@ def compare(workload: Workload, settings: Settings, rounds: int, *, only: str = 
         found = ", ".join(f"{row.way}: {row.digest[:8]}" for row in rows.values() if row.digest)
         raise AssertionError(f"{workload.name}: results differ ({found})")
     ratios = [ratio for goal in workload.goals if (ratio := _ratio(goal, rows)) is not None]
+    whole = settings.size >= workload.size
     return Compared(
-        *(workload.name, workload.title, settings.size, settings.workers, rounds, list(rows.values()), ratios)
+        *(workload.name, workload.title, settings.size, settings.workers, rounds, list(rows.values()), ratios, whole)
     )
 
 

@@ -85,9 +85,8 @@ def compared_text(result: Compared) -> str:
     lines += [f"{row.way}: failed: {row.failed}" for row in result.rows if row.failed]
     for ratio in result.ratios:
         met = "met" if ratio.median <= ratio.limit else "MISSED"
-        lines.append(
-            f"{ratio.way} / {ratio.others}: {ratio.median:.2f} ({_seconds(ratio.each)}); goal {ratio.limit}: {met}"
-        )
+        goal = f"goal {ratio.limit}: {met}" if result.whole else f"goal, of the whole size: {ratio.limit}"
+        lines.append(f"{ratio.way} / {ratio.others}: {ratio.median:.2f} ({_seconds(ratio.each)}); {goal}")
     return "\n".join(lines)
 
 

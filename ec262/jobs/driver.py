@@ -13,10 +13,10 @@ from ec262.backends.failures import everything_here
 from ec262.backends.spool import Memory, Spool
 from ec262.jobs.checkpoint import Checkpoint
 from ec262.jobs.plan import Source, choose_bounds, choose_reducers, source_of, source_of_spool
-from ec262.mapreduce.blocks import pairs_of
+from ec262.mapreduce.blocks import columns_of, pairs_of
 from ec262.mapreduce.program import Program
 from ec262.policy import Policy
-from ec262.protocol.canonical import sort_key, sort_pairs
+from ec262.protocol.canonical import sort_key, sort_keys
 from ec262.sandbox.pack import NotShippable, load_program, pack_program
 
 
@@ -56,10 +56,19 @@ class Results:
             for part in self._spool.row(index):
                 yield from pairs_of(part)
 
+    def batches(self, index: int) -> Iterator[tuple[list[Any], list[Any]]]:
+        """The keys and values of one partition, in key order."""
+        if index in self._spool:
+            for part in self._spool.row(index):
+                yield from columns_of(part)
+
     def as_dict(self) -> dict[Any, Any]:
         """All pairs as a dictionary, keys in order."""
-        pairs = [pair for index in range(self.partitions) for pair in self.partition(index)]
-        return dict(pairs if self.ordered else sort_pairs(pairs))
+        found: dict[Any, Any] = {}
+        for index in range(self.partitions):
+            for keys, values in self.batches(index):
+                found.update(zip(keys, values, strict=True))
+        return found if self.ordered else {key: found[key] for key in sort_keys(found)}
 
     def close(self) -> None:
         """Lets go of memory and files."""

@@ -210,7 +210,7 @@ class Job:
         output.begin(results.partitions)
         try:
             for index in range(results.partitions):
-                output.write(index, results.partition(index))
+                output.write_batches(index, results.batches(index))
                 self._tally.done += 1
                 self._changed()
             self._files = tuple(output.finish(ordered=results.ordered))

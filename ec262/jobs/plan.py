@@ -192,6 +192,6 @@ def choose_bounds(program: Program, source: Source, partitions: int, policy: Pol
 
 
 def _some(records: Iterable[tuple[Any, Any]], count: int, chance: random.Random) -> list[tuple[Any, Any]]:
-    """`count` of the first few thousand records, drawn by chance."""
-    first = list(islice(records, count * 8))
+    """`count` of the first twice as many records, drawn by chance."""
+    first = list(islice(records, count * 2))
     return first if len(first) <= count else chance.sample(first, count)

@@ -1,9 +1,14 @@
 """Blocks: the form of map and reduce results, columns of keys and values in key order.
 
 A *part* is empty, or framed parts (see `ec262.protocol.framing`): keys and values of one block after the other, a
-column each. A column is ``j`` and canonical JSON, or, of bytes alone, ``f`` (all of one length) or ``v`` and the bytes
-themselves, or, of lists alone, ``l``: how long each is (nothing: one item each) and the column of all their items. What
-a map task gives a reduce partition has lists as values: those of each key. The same pairs give the same bytes.
+column each. A column is
+
+- ``s``: texts without line breaks, with a line break between each two, as UTF-8;
+- ``f`` or ``v``: byte strings, all of one length, or their lengths and then the bytes themselves;
+- ``l``: lists: how long each is (nothing: one item each), and the column of all their items;
+- ``j``: anything else, and any one text repeated: canonical JSON.
+
+What a map task gives a reduce partition has lists as values: those of each key. The same pairs give the same bytes.
 
 Columns cost a tenth of what a list of pairs costs to encode, for most of the work is done by loops in C, and blocks let
 a reducer merge parts of any number while it holds one block of each. Standard library only: the sandbox's child
@@ -14,7 +19,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain
 from typing import Any
 
 from ec262.errors import Malformed, ValueNotPortable
@@ -25,7 +31,7 @@ from ec262.protocol.canonical import (
     encode_value,
     is_key,
     sort_key,
-    sort_pairs,
+    sort_keys,
 )
 from ec262.protocol.framing import frame_parts, unframe_parts
 
@@ -38,6 +44,7 @@ EMPTY = b""
 
 _FIXED = struct.Struct(">cII")
 _VARIED = struct.Struct(">cI")
+_TEXT, _BYTES = {str}, {bytes}
 _SIMPLE = frozenset({str, int, float, bool, type(None), bytes})
 
 Batch = tuple[list[Any], list[list[Any]]]
@@ -47,20 +54,20 @@ Batch = tuple[list[Any], list[list[Any]]]
 # --- writing --------------------------------------------------------------------------------------
 
 
-def encode_grouped(groups: Sequence[tuple[Any, list[Any]]], *, where: str) -> bytes:
+def encode_grouped(keys: list[Any], groups: list[list[Any]], *, where: str) -> bytes:
     """A part of keys, in the order given (canonical order is the caller's to see to), each with its values.
 
     Raises:
         ValueNotPortable: a key or value cannot travel; names `where`, the key and the type.
     """
     columns: list[bytes] = []
-    for block in _blocks(groups):
-        columns += _encode_block([key for key, _ in block], [values for _, values in block], where)
+    for start, end in _borders(groups):
+        columns += _encode_block(keys[start:end], groups[start:end], where)
     return frame_parts(columns) if columns else EMPTY
 
 
-def encode_results(pairs: Iterable[tuple[Any, Any]], *, where: str) -> bytes:
-    """A part of (key, value) pairs in the order given, taken as they come: only the encoded form is held.
+def encode_results(batches: Iterable[tuple[list[Any], list[Any]]], *, where: str) -> bytes:
+    """A part of keys and their values in the order given, taken as they come: only the encoded form is held.
 
     Raises:
         ValueNotPortable: a key or value cannot travel; names `where`, the key and the type.
@@ -68,26 +75,29 @@ def encode_results(pairs: Iterable[tuple[Any, Any]], *, where: str) -> bytes:
     columns: list[bytes] = []
     keys: list[Any] = []
     values: list[Any] = []
-    for key, value in pairs:
-        keys.append(key)
-        values.append(value)
-        if len(keys) == BLOCK_KEYS:
-            columns += _encode_block(keys, values, where)
-            keys, values = [], []
+    for more_keys, more_values in batches:
+        keys += more_keys
+        values += more_values
+        at = 0
+        while len(keys) - at >= BLOCK_KEYS:
+            columns += _encode_block(keys[at : at + BLOCK_KEYS], values[at : at + BLOCK_KEYS], where)
+            at += BLOCK_KEYS
+        del keys[:at], values[:at]
     if keys:
         columns += _encode_block(keys, values, where)
     return frame_parts(columns) if columns else EMPTY
 
 
-def _blocks(groups: Sequence[tuple[Any, list[Any]]]) -> Iterator[Sequence[tuple[Any, list[Any]]]]:
-    start = held = 0
-    for at, (_, values) in enumerate(groups):
-        held += len(values)
-        if at + 1 - start == BLOCK_KEYS or held >= BLOCK_VALUES:
-            yield groups[start : at + 1]
-            start, held = at + 1, 0
-    if start < len(groups):
-        yield groups[start:]
+def _borders(groups: list[list[Any]]) -> Iterator[tuple[int, int]]:
+    """Where blocks begin and end."""
+    at = 0
+    while at < len(groups):
+        end = min(at + BLOCK_KEYS, len(groups))
+        sizes = list(map(len, groups[at:end]))
+        if sum(sizes) >= BLOCK_VALUES:
+            end = at + 1 + next(n for n, held in enumerate(accumulate(sizes)) if held >= BLOCK_VALUES)
+        yield at, end
+        at = end
 
 
 def _encode_block(keys: list[Any], values: list[Any], where: str) -> list[bytes]:
@@ -103,7 +113,12 @@ def _encode_block(keys: list[Any], values: list[Any], where: str) -> list[bytes]
 
 
 def _column(items: list[Any]) -> bytes:
-    if set(map(type, items)) == {bytes}:
+    kinds = set(map(type, items))
+    if kinds == _TEXT and (items[0] != items[-1] or items.count(items[0]) != len(items)):
+        text = "\n".join(items)
+        if text.count("\n") == len(items) - 1:
+            return b"s" + text.encode("utf-8", "surrogatepass")
+    elif kinds == _BYTES:
         lengths = list(map(len, items))
         if lengths[0] and lengths.count(lengths[0]) == len(lengths):
             return _FIXED.pack(b"f", len(items), lengths[0]) + b"".join(items)
@@ -112,11 +127,12 @@ def _column(items: list[Any]) -> bytes:
 
 
 def _list_column(lists: list[list[Any]]) -> bytes:
+    flat = list(chain.from_iterable(lists))
     sizes = list(map(len, lists))
-    if sizes.count(1) == len(sizes):
-        return _VARIED.pack(b"l", 0) + _column([values[0] for values in lists])
+    if len(flat) == len(lists) and sizes.count(1) == len(sizes):
+        return _VARIED.pack(b"l", 0) + _column(flat)
     counts = encode_value(sizes)
-    return _VARIED.pack(b"l", len(counts)) + counts + _column([value for values in lists for value in values])
+    return _VARIED.pack(b"l", len(counts)) + counts + _column(flat)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -128,7 +144,7 @@ def batches_of(part: bytes) -> Iterator[Batch]:
     Raises:
         Malformed: not what `encode_grouped` writes.
     """
-    for keys, values in _columns(part):
+    for keys, values in columns_of(part):
         if set(map(type, values)) != {list}:
             raise Malformed("a map part whose values are no lists")
         yield keys, values
@@ -140,11 +156,12 @@ def pairs_of(part: bytes) -> Iterator[tuple[Any, Any]]:
     Raises:
         Malformed: not what `encode_results` writes.
     """
-    for keys, values in _columns(part):
+    for keys, values in columns_of(part):
         yield from zip(keys, values, strict=True)
 
 
-def _columns(part: bytes) -> Iterator[tuple[list[Any], list[Any]]]:
+def columns_of(part: bytes) -> Iterator[tuple[list[Any], list[Any]]]:
+    """The blocks of a part, keys and values. Raises as `pairs_of`."""
     if part == EMPTY:
         return
     columns = unframe_parts(part)
@@ -168,6 +185,11 @@ def _read_column(column: bytes, *, lists: bool = False) -> list[Any]:
         if type(items) is not list:
             raise Malformed("a column that is no list")
         return items
+    if form == b"s":
+        try:
+            return column[1:].decode("utf-8", "surrogatepass").split("\n")
+        except UnicodeDecodeError:
+            raise Malformed("a column of text that is not UTF-8") from None
     if form == b"f" and len(column) >= _FIXED.size:
         _, count, width = _FIXED.unpack_from(column)
         # Of empty items a few bytes could claim any number: these are written the other way.
@@ -214,7 +236,7 @@ def _read_lists(column: bytes) -> list[Any]:
 # --- merging --------------------------------------------------------------------------------------
 
 
-def merge(parts: Iterable[bytes]) -> Iterator[list[tuple[Any, list[Any]]]]:
+def merge(parts: Iterable[bytes]) -> Iterator[Batch]:
     """Grouped parts as one, in key order: runs of keys, each with all its values in the order of the parts.
 
     Holds one block of each part at a time. A round takes from every part the keys up to the least last key of those
@@ -240,7 +262,8 @@ def merge(parts: Iterable[bytes]) -> Iterator[list[tuple[Any, list[Any]]]]:
         else:
             for run in runs:
                 run.take(len(run.keys), groups)
-        yield sort_pairs(groups.items(), where="map part")
+        ordered = sort_keys(groups, where="map part")
+        yield ordered, [groups[key] for key in ordered]
         runs = [run for run in runs if run.keys]
 
 

@@ -15,7 +15,7 @@ from ec262.errors import Malformed, ProgramError, ValueNotPortable
 from ec262.mapreduce import blocks, context
 from ec262.mapreduce.partition import KeyPartitioner, partitions_of
 from ec262.mapreduce.records import Reader, read_records
-from ec262.protocol.canonical import decode_pairs, decode_value, encode_value, sort_pairs
+from ec262.protocol.canonical import decode_pairs, decode_value, encode_value, sort_keys
 
 Mapper = Callable[[Any, Any], Iterable[tuple[Any, Any]]]
 Reducer = Callable[[Any, list[Any]], Any]
@@ -241,14 +241,15 @@ def run_map(
     if combiner is not None:
         for key, values in groups.items():
             groups[key] = [combiner(key, values)]
-    ordered = sort_pairs(groups.items(), where=where)
+    keys = sort_keys(groups, where=where)
     if partitions == 1:
-        return [blocks.encode_grouped(ordered, where=where)]
-    split: list[list[tuple[Any, list[Any]]]] = [[] for _ in range(partitions)]
-    numbers = partitions_of([key for key, _ in ordered], partitions, program.partitioner, bounds, where=where)
-    for number, group in zip(numbers, ordered, strict=True):
-        split[number].append(group)
-    return [blocks.encode_grouped(run, where=where) for run in split]
+        return [blocks.encode_grouped(keys, [groups[key] for key in keys], where=where)]
+    dealt: list[list[Any]] = [[] for _ in range(partitions)]
+    for key, number in zip(
+        keys, partitions_of(keys, partitions, program.partitioner, bounds, where=where), strict=True
+    ):
+        dealt[number].append(key)
+    return [blocks.encode_grouped(chosen, [groups[key] for key in chosen], where=where) for chosen in dealt]
 
 
 def _explain_pair(emitted: Iterable[Any], where: str) -> None:
@@ -276,13 +277,12 @@ def run_reduce(program: Program, parts: Iterable[bytes]) -> bytes:
     return blocks.encode_results(_reduced(reducer, parts), where=where)
 
 
-def _reduced(reducer: Reducer | None, parts: Iterable[bytes]) -> Iterator[tuple[Any, Any]]:
-    for run in blocks.merge(parts):
-        if reducer is None:
-            yield from run
-        else:
-            for key, values in run:
-                yield key, reducer(key, values)
+def _reduced(reducer: Reducer | None, parts: Iterable[bytes]) -> Iterator[tuple[list[Any], list[Any]]]:
+    for keys, groups in blocks.merge(parts):
+        yield (
+            keys,
+            groups if reducer is None else [reducer(key, group) for key, group in zip(keys, groups, strict=True)],
+        )
 
 
 def name_of(function: Any) -> str:

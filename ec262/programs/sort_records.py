@@ -47,7 +47,7 @@ def split_key(offset: int, record: bytes) -> Iterable[tuple[bytes, bytes]]:
 
 def joined(key: bytes, rests: list[bytes]) -> bytes:
     """All records of a key."""
-    return b"".join([key + rest for rest in rests])
+    return key + key.join(rests)
 
 
 program = ec262.Program(

@@ -74,17 +74,30 @@ def sort_pairs(pairs: Iterable[Pair], *, where: str = "data") -> list[Pair]:
         ValueNotPortable: something that cannot be a key; names `where`, the key and the type.
     """
     listed = list(pairs)
-    kinds = {type(pair[0]) for pair in listed}
-    if comparable(kinds):
+    if comparable({type(pair[0]) for pair in listed}):
         listed.sort(key=_first)
-    else:
-        try:
-            listed.sort(key=lambda pair: sort_key(pair[0]))
-        except ValueNotPortable as reason:
-            raise ValueNotPortable(f"{where}: {reason}") from None
-        except RecursionError:
-            raise ValueNotPortable(f"{where}: a key is nested too deeply") from None
+        return listed
+    places = dict(zip(map(id, listed), _places([pair[0] for pair in listed], where), strict=True))
+    listed.sort(key=lambda pair: places[id(pair)])
     return listed
+
+
+def sort_keys(keys: Iterable[Key], *, where: str = "data") -> list[Key]:
+    """Keys in canonical order. Raises as `sort_pairs`."""
+    listed = list(keys)
+    if comparable(set(map(type, listed))):
+        listed.sort()
+        return listed
+    return [key for _, _, key in sorted(zip(_places(listed, where), range(len(listed)), listed, strict=True))]
+
+
+def _places(keys: list[Key], where: str) -> list[tuple[int, Any]]:
+    try:
+        return [sort_key(key) for key in keys]
+    except ValueNotPortable as reason:
+        raise ValueNotPortable(f"{where}: {reason}") from None
+    except RecursionError:
+        raise ValueNotPortable(f"{where}: a key is nested too deeply") from None
 
 
 def comparable(kinds: set[type]) -> bool:

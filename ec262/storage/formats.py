@@ -65,8 +65,19 @@ class Kinds:
 # --- writing --------------------------------------------------------------------------------------
 
 
+Batch = tuple[list[Any], list[Any]]
+"""Keys, and as many values."""
+
+
+def in_batches(pairs: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
+    """Pairs as batches."""
+    source = iter(pairs)
+    while batch := list(islice(source, BATCH)):
+        yield [key for key, _ in batch], [value for _, value in batch]
+
+
 def encoded(
-    pairs: Iterable[tuple[Any, Any]], format: str, keys: Kinds, values: Kinds, *, where: str
+    batches: Iterable[Batch], format: str, keys: Kinds, values: Kinds, *, where: str
 ) -> Iterator[tuple[int, bytes]]:
     """The bytes of pairs, in pieces: (how many pairs, bytes). Notes the kinds of keys and values.
 
@@ -75,11 +86,10 @@ def encoded(
         ValueNotPortable: one that none can.
     """
     encode = _ENCODERS[format]
-    source = iter(pairs)
-    while batch := list(islice(source, BATCH)):
-        keys.note([key for key, _ in batch])
-        values.note([value for _, value in batch])
-        yield len(batch), encode(batch, where)
+    for some_keys, some_values in batches:
+        keys.note(some_keys)
+        values.note(some_values)
+        yield len(some_keys), encode(some_keys, some_values, where)
 
 
 def encoder(format: str) -> Callable[[Any, Any], bytes]:
@@ -91,13 +101,16 @@ def encoder(format: str) -> Callable[[Any, Any], bytes]:
     if format not in FORMATS:
         raise ProgramError(f"output format {format!r:.80}: has to be one of {', '.join(FORMATS)}")
     encode = _ENCODERS[format]
-    return lambda key, value: encode([(key, value)], "result")
+    return lambda key, value: encode([key], [value], "result")
 
 
-def _text(batch: list[tuple[Any, Any]], where: str) -> bytes:
-    if {type(value) for _, value in batch} == {int} and {type(key) for key, _ in batch} == {str}:
-        return to_bytes("".join([f"{_escaped(key)}\t{value}\n" for key, value in batch]))
-    return b"".join([b"%b\t%b\n" % (_field(key, where), _field(value, where)) for key, value in batch])
+def _text(keys: list[Any], values: list[Any], where: str) -> bytes:
+    if set(map(type, values)) == {int} and set(map(type, keys)) == {str}:
+        if _TO_ESCAPE.search("".join(keys)) is None:
+            return to_bytes("".join([f"{key}\t{value}\n" for key, value in zip(keys, values, strict=True)]))
+        return to_bytes("".join([f"{_escaped(key)}\t{value}\n" for key, value in zip(keys, values, strict=True)]))
+    fields = zip(keys, values, strict=True)
+    return b"".join([b"%b\t%b\n" % (_field(key, where), _field(value, where)) for key, value in fields])
 
 
 def _escaped(text: str) -> str:
@@ -114,8 +127,10 @@ def _field(thing: Any, where: str) -> bytes:
     return encode_value(thing, where=where)
 
 
-def _values(batch: list[tuple[Any, Any]], where: str) -> bytes:
-    return b"".join([b"%b\n" % _value(value, where) for _, value in batch])
+def _values(keys: list[Any], values: list[Any], where: str) -> bytes:
+    if set(map(type, values)) == {str}:
+        return to_bytes("\n".join(values) + "\n")
+    return b"".join([b"%b\n" % _value(value, where) for value in values])
 
 
 def _value(value: Any, where: str) -> bytes:
@@ -124,21 +139,21 @@ def _value(value: Any, where: str) -> bytes:
     return to_bytes(value) if type(value) is str else encode_value(value, where=where)
 
 
-def _binary(batch: list[tuple[Any, Any]], where: str) -> bytes:
-    for key, value in batch:
-        if type(value) is not bytes:
-            raise ProgramError(
-                f"{where}: format 'binary' holds values that are bytes; that of key {key!r:.80} is a "
-                f"{type(value).__name__}"
-            )
-    return b"".join([value for _, value in batch])
+def _binary(keys: list[Any], values: list[Any], where: str) -> bytes:
+    if set(map(type, values)) - {bytes}:
+        key, value = next(pair for pair in zip(keys, values, strict=True) if type(pair[1]) is not bytes)
+        raise ProgramError(
+            f"{where}: format 'binary' holds values that are bytes; that of key {key!r:.80} is a {type(value).__name__}"
+        )
+    return b"".join(values)
 
 
-def _json(batch: list[tuple[Any, Any]], where: str) -> bytes:
-    return b"".join([b"%b\n" % encode_value([key, value], where=where) for key, value in batch])
+def _json(keys: list[Any], values: list[Any], where: str) -> bytes:
+    pairs = zip(keys, values, strict=True)
+    return b"".join([b"%b\n" % encode_value([key, value], where=where) for key, value in pairs])
 
 
-_ENCODERS: Final[dict[str, Callable[[list[tuple[Any, Any]], str], bytes]]] = {
+_ENCODERS: Final[dict[str, Callable[[list[Any], list[Any], str], bytes]]] = {
     "text": _text,
     "values": _values,
     "binary": _binary,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ec262.errors import EC262Error, ProgramError, SetupError
 from ec262.storage.collect import collect, read_pairs
-from ec262.storage.formats import FORMATS, Kinds, encoded, encoder
+from ec262.storage.formats import FORMATS, Batch, Kinds, encoded, encoder, in_batches
 from ec262.storage.manifest import Manifest, Output, Part, part_names
 
 __all__ = ["FORMATS", "OutputFiles", "collect", "encoder", "read_pairs"]
@@ -90,7 +90,11 @@ class OutputFiles:
         self._names = part_names(self._output.base, partitions)
 
     def write(self, index: int, pairs: Iterable[tuple[Any, Any]]) -> None:
-        """Writes a partition, as its pairs come. Once more for the same partition: in place of what was written.
+        """Writes a partition, as its pairs come. As `write_batches`."""
+        self.write_batches(index, in_batches(pairs))
+
+    def write_batches(self, index: int, batches: Iterable[Batch]) -> None:
+        """Writes a partition, as its keys and values come. Once more for the same: in place of what was written.
 
         Raises:
             ProgramError: a value that the format cannot hold.
@@ -105,7 +109,7 @@ class OutputFiles:
         self._parts.pop(index, None)
         self._written.add(path)
         try:
-            pieces = encoded(pairs, self._format, keys, values, where=f"output {self._output.address(name)}")
+            pieces = encoded(batches, self._format, keys, values, where=f"output {self._output.address(name)}")
             file = self._place.create(path)
             try:
                 for count, data in pieces:

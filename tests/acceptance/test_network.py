@@ -119,7 +119,7 @@ def test_a_liar_under_redundancy_three(make_network: Callable[..., Network], tmp
         "from ec262.mapreduce.blocks import encode_grouped\n"
         "honest = outcomes.seal_result\n"
         "def lie(ticket, parts, **more):\n"
-        "    lies = [encode_grouped([('lie', [1])], where='') if part else part for part in parts]\n"
+        "    lies = [encode_grouped(['lie'], [[1]], where='') if part else part for part in parts]\n"
         "    return honest(ticket, lies, **more)\n"
         "outcomes.seal_result = lie\n"
         "import ec262.worker.runner as runner\n"

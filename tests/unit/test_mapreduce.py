@@ -200,7 +200,7 @@ def test_values_that_do_not_travel_are_named() -> None:
         return {1}
 
     with pytest.raises(ValueNotPortable, match=r"reducer bad: the value of key 'k' is or holds a builtins\.set"):
-        run_reduce(Program(count_words, bad), [encode_grouped([("k", [1])], where="")])
+        run_reduce(Program(count_words, bad), [encode_grouped(["k"], [[1]], where="")])
     with pytest.raises(ValueNotPortable, match="mapper count_words"):
         run_map(Program(count_words, None, bad), [encode_pairs([(0, "a")])], 1)
 
@@ -238,7 +238,7 @@ def test_exceptions_of_the_program_come_through() -> None:
         with pytest.raises(ZeroDivisionError, match="its own"):
             run_map(program, ONE, 1)
     with pytest.raises(ZeroDivisionError):
-        run_reduce(Program(count_words, fails), [encode_grouped([("k", [1])], where="")])
+        run_reduce(Program(count_words, fails), [encode_grouped(["k"], [[1]], where="")])
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def test_a_file_that_is_one_record_is_not_cut() -> None:
 
 
 def test_results_of_an_earlier_stage_are_sampled() -> None:
-    part = encode_results([(number, str(number)) for number in range(100)], where="x")
+    part = encode_results([(list(range(100)), list(map(str, range(100))))], where="x")
     sample = sample_of([BlocksSplit(0, lambda: part)])
     assert decode_pairs(sample.parts(0, 2)[0]) == [[0, "0"], [1, "1"]]
 

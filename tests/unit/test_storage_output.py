@@ -19,7 +19,7 @@ from ec262.cli import main
 from ec262.errors import EC262Error, ProgramError, SetupError
 from ec262.protocol.canonical import encode_pairs, sort_pairs
 from ec262.storage.collect import collect, read_pairs
-from ec262.storage.formats import Kinds, encoded, encoder, pair_reader
+from ec262.storage.formats import Kinds, encoded, encoder, in_batches, pair_reader
 from ec262.storage.manifest import part_names
 from ec262.storage.output import FORMATS, OutputFiles
 
@@ -101,7 +101,7 @@ keys = [texts, st.binary(max_size=6), st.integers(), st.tuples(texts, st.integer
 def test_what_is_written_as_text_or_json_reads_the_same(pairs: Pairs) -> None:
     for form in ("text", "json"):
         of_keys, of_values = Kinds(), Kinds()
-        data = b"".join(data for _, data in encoded(pairs, form, of_keys, of_values, where="w"))
+        data = b"".join(data for _, data in encoded(in_batches(pairs), form, of_keys, of_values, where="w"))
         lines = data.split(b"\n")
         assert lines.pop() == b""
         assert len(lines) == len(pairs)
