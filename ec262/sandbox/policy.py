@@ -43,6 +43,10 @@ PRELOADED_MODULES: Final = (
     "encodings.hex_codec", "encodings.base64_codec", "encodings.rot_13", "encodings.raw_unicode_escape",
     "encodings.unicode_escape", "encodings.punycode", "stringprep", "unicodedata", "copyreg", "linecache",
     "_pydecimal", "_compat_pickle", "typing", "contextvars",
+    # Of text files: `Reader(encoding=...)`.
+    "encodings.utf_8_sig", "encodings.cp1250", "encodings.cp1251", "encodings.iso8859_2", "encodings.iso8859_15",
+    "encodings.iso8859_1", "encodings.koi8_r", "encodings.mac_roman", "encodings.shift_jis", "encodings.euc_jp",
+    "encodings.gb18030", "encodings.big5", "encodings.euc_kr",
 )  # fmt: skip
 """Modules loaded lazily by those above: after lock-down there is no file system to load them from."""
 

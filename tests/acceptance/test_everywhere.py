@@ -131,6 +131,51 @@ def test_text_gives_the_same_bytes_everywhere(
         assert made[backend] == made["local"], backend
 
 
+@pytest.fixture(scope="module")
+def large_texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """100 MB of the same kinds, with words and lines that differ from copy to copy."""
+    folder = tmp_path_factory.mktemp("large")
+    book = BOOK.read_bytes()
+    chance = random.Random(262)
+    numbered = b"".join(b"%d %b\n" % (n, line) for n, line in enumerate(book.splitlines()))
+    kinds = {
+        "plain": (b"".join(numbered.replace(b" ", b" %d" % copy, 500) for copy in range(55))),
+        "crlf": b"".join(numbered.replace(b"\n", b"\r\n").replace(b"the ", b"the%d " % n, 900) for n in range(15)),
+        "empty": b"",
+        "one_line": b" ".join(numbered.replace(b"\n", b" ").replace(b"and ", b"and%d " % n, 900) for n in range(10)),
+        "no_newline_at_the_end": numbered * 5 + b"whales walk",
+        "not_utf8": b"".join(bytes(chance.choices(range(256), k=60)) + b" walk\xff whale\n" for _ in range(100_000)),
+    }
+    paths = []
+    for name, content in kinds.items():
+        path = folder / f"text_{name}"
+        path.write_bytes(content)
+        paths.append(path)
+    assert sum(map(len, kinds.values())) > 95_000_000
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name, params, expected", TEXT, ids=[name for name, *_ in TEXT])
+def test_a_hundred_megabytes_give_the_same_bytes_everywhere(
+    name: str,
+    params: dict[str, Any],
+    expected: Callable[[list[Path]], bytes],
+    large_texts: list[Path],
+    cluster: Any,
+    tmp_path: Path,
+) -> None:
+    program = find(name).program
+    wanted = expected(large_texts)
+    first = None
+    for backend in BACKENDS:
+        made = run(backend, cluster, program, [str(path) for path in large_texts], params, tmp_path / backend)
+        assert made[0] == wanted, backend
+        first = first or made
+        assert made == first, backend
+
+
 @pytest.mark.parametrize("split_size", [1 << 20, 997])
 def test_the_split_size_does_not_show(split_size: int, texts: list[Path], cluster: Any, tmp_path: Path) -> None:
     some = [str(path) for path in texts if path.stat().st_size < 120_000]
