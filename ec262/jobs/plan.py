@@ -53,16 +53,16 @@ class Source:
     tag: str = ""
 
 
-def with_files(data: Any, program: Program) -> Any:
+def with_files(data: Any, program: Program, storage_options: Mapping[str, Any] | None = None) -> Any:
     """The input, paths in it taken for the files they name: read as the program wants it.
 
     Raises:
         SetupError: files that are not there or cannot be read.
     """
     if isinstance(data, (str, os.PathLike)):
-        return files(os.fspath(data), reader=program.reader or Reader())
+        return files(os.fspath(data), reader=program.reader or Reader(), storage_options=storage_options)
     if isinstance(data, list | tuple) and data and all(isinstance(each, (str, os.PathLike)) for each in data):
-        return files(*map(os.fspath, data), reader=program.reader or Reader())
+        return files(*map(os.fspath, data), reader=program.reader or Reader(), storage_options=storage_options)
     return data
 
 

@@ -23,7 +23,7 @@ BACKENDS = ("local", "processes", "network", "dask")
 
 _OWN = (
     *("mapper", "reducer", "combiner", "program", "stages", "params", "policy", "backend", "discovery", "cluster"),
-    *("sandbox", "output", "output_format", "checkpoint", "name", "progress"),
+    *("sandbox", "output", "output_format", "storage_options", "checkpoint", "name", "progress"),
 )
 
 
@@ -43,6 +43,7 @@ def submit(
     sandbox: bool = False,
     output: str | os.PathLike[str] | None = None,
     output_format: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     name: str = "",
     progress: ProgressCallback | None = None,
@@ -66,6 +67,7 @@ def submit(
         sandbox: of the processes backend: under the restrictions of a volunteer's machine.
         output: write results to files ``output_00``, ``output_01``, ... (path or URL) instead of keeping them.
         output_format: ``"text"``, ``"values"``, ``"binary"`` or ``"json"``; default: the program's.
+        storage_options: for the file systems of paths in `data` and of `output`, such as credentials (see fsspec).
         checkpoint: a directory: after this process was killed, the same call goes on where it was.
         name: for people who look at the job, `ec262 jobs` shows it.
         progress: called with a `Progress` several times a second, in the job's thread.
@@ -78,7 +80,7 @@ def submit(
     """
     chosen = _programs(calling_module(), mapper, reducer, combiner, program, stages, params)
     connect = connector(backend, discovery=discovery, cluster=cluster, sandbox=sandbox, name=name)
-    plan, files = _plan(data, chosen, _policy(policy, options), backend, output, output_format)
+    plan, files = _plan(data, chosen, _policy(policy, options), backend, output, output_format, storage_options)
     return Job(plan, connect, output=files, checkpoint=checkpoint, progress=progress)
 
 
@@ -98,6 +100,7 @@ def run_job(
     sandbox: bool = False,
     output: str | os.PathLike[str] | None = None,
     output_format: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     as_iterator: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     name: str = "",
@@ -131,7 +134,7 @@ def run_job(
         callback = line = TerminalLine(force=progress is True)
     try:
         connect = connector(backend, discovery=discovery, cluster=cluster, sandbox=sandbox, name=name)
-        plan, files = _plan(data, chosen, _policy(policy, options), backend, output, output_format)
+        plan, files = _plan(data, chosen, _policy(policy, options), backend, output, output_format, storage_options)
         # The local backend runs in this very thread, where a debugger expects it.
         inline = backend == "local"
         job = Job(plan, connect, output=files, checkpoint=checkpoint, progress=callback, inline=inline)
@@ -232,9 +235,10 @@ def _plan(
     backend: str,
     output: str | os.PathLike[str] | None,
     output_format: str | None,
+    storage_options: Mapping[str, Any] | None,
 ) -> tuple[Plan, OutputFiles | None]:
     """What the job is, and where its results go."""
-    data = with_files(data, programs[0])
+    data = with_files(data, programs[0], storage_options)
     programs = [_prepared(program, data if number == 0 else None) for number, program in enumerate(programs)]
     if isinstance(data, FileInput) and data.shared is not None:
         if backend == "network":
@@ -247,7 +251,7 @@ def _plan(
         raise ProgramError(f"output_format={form!r:.80}: has to be one of {', '.join(FORMATS)}")
     files = None
     if output is not None:
-        files = OutputFiles(os.fspath(output), form, overwrite=policy.overwrite)
+        files = OutputFiles(os.fspath(output), form, storage_options=storage_options, overwrite=policy.overwrite)
     elif output_format is not None:
         raise ProgramError("output_format= says how files are written: it goes with output=")
     return Plan(programs, data, policy), files
