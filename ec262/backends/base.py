@@ -110,6 +110,8 @@ class Stage:
         bounds: of the range partitioner.
         sample: some of the splits, for a trial.
         directory: of a checkpoint, where results are kept durably.
+        counts: what this stage's tasks counted so far.
+        inputs: with a checkpoint, a digest over what all splits were.
     """
 
     number: int
@@ -121,6 +123,8 @@ class Stage:
     sample: Callable[[], Sequence[Split]]
     memory: Memory
     directory: Path | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    inputs: str = ""
 
 
 class Backend(ABC):
@@ -156,6 +160,11 @@ class Backend(ABC):
         """Has the stage that runs end with `JobCancelled`; may be called in any thread, returns at once."""
         self._cancelled = True
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
     # --- for subclasses ---
 
     def skip(self, stage: Stage, unit: Unit, spool: Spool, reason: EC262Error) -> None:
@@ -166,8 +175,10 @@ class Backend(ABC):
         """
         if self.policy.on_failure != "skip":
             raise reason
-        self.tally.failed.append(FailedTask(stage.number, unit.phase, unit.number, unit.label(), str(reason)))
-        spool.put(unit.number, [EMPTY] * (stage.partitions if unit.phase == "map" else 1))
+        label, why = unit.label(), str(reason)
+        self.tally.failed.append(FailedTask(stage.number, unit.phase, unit.number, label, why))
+        empty = [EMPTY] * (stage.partitions if unit.phase == "map" else 1)
+        spool.put(unit.number, empty, tag=tag_of(stage, unit), failed=(label, why))
 
 
 PhaseRunner = Callable[[PhaseName, Iterable[Unit], int | None, Callable[[Unit, list[bytes]], None], Spool], None]
@@ -180,19 +191,18 @@ def run_phases(backend: Backend, stage: Stage, digest: str, run: PhaseRunner) ->
     tally = backend.tally
     maps = open_spool(stage, "map")
     results = open_spool(stage, "reduce")
-    before = dict(tally.counters)
-
-    def counted() -> None:
-        tally.counters = _sum(_sum(before, maps.counts()), results.counts())
-        tally.bytes_spilled = maps.spilled + results.spilled
+    for phase, spool in (("map", maps), ("reduce", results)):
+        # What an earlier run of this job counted and left out.
+        _count(stage, tally, spool.counts())
+        for number, (label, why) in spool.failed().items():
+            tally.failed.append(FailedTask(stage.number, phase, number, label, why))
 
     def keep(spool: Spool, width: int) -> Callable[[Unit, list[bytes]], None]:
         def done(unit: Unit, made: list[bytes]) -> None:
             parts, counts = split_counters(made, width)
-            tag = unit.split.tag() if unit.split is not None and stage.directory is not None else b""
-            spool.put(unit.number, parts, counts, tag)
-            if counts:
-                counted()
+            spool.put(unit.number, parts, counts, tag_of(stage, unit))
+            _count(stage, tally, counts)
+            tally.bytes_spilled = maps.spilled + results.spilled
 
         return done
 
@@ -205,13 +215,24 @@ def run_phases(backend: Backend, stage: Stage, digest: str, run: PhaseRunner) ->
         units = (reduce_unit(digest, index, maps) for index in wanted if index not in results)
         run("reduce", units, len(wanted), keep(results, 1), results)
         tally.reduce_tasks += len(wanted)
-        counted()
+        tally.bytes_spilled = maps.spilled + results.spilled
     except BaseException:
         results.close()
         raise
     finally:
         maps.close()
     return results
+
+
+def tag_of(stage: Stage, unit: Unit) -> bytes:
+    """What tells a unit's input from other input, where there is a checkpoint that has to know."""
+    return unit.split.tag() if unit.split is not None and stage.directory is not None else b""
+
+
+def _count(stage: Stage, tally: Tally, counts: dict[str, int]) -> None:
+    for sums in (stage.counts, tally.counters):
+        for name, count in counts.items():
+            sums[name] = sums.get(name, 0) + count
 
 
 def open_spool(stage: Stage, phase: PhaseName) -> Spool:
@@ -235,19 +256,39 @@ def map_units(stage: Stage, digest: str, done: Spool) -> Iterator[Unit]:
         ProgramError: a checkpoint's result was made of other input.
     """
     headers = MapHeaders(digest, stage.partitions, stage.bounds)
+    seen = hashlib.sha256()
+    index = -1
     for index, split in enumerate(stage.splits()):
+        if stage.directory is not None:
+            seen.update(split.tag().ljust(16, b"\0"))
         if index in done:
             if done.tag_of(index) != split.tag().ljust(16, b"\0"):
-                raise ProgramError(
-                    f"split {index} is not what it was when the checkpoint was made: give the job the same input, or "
-                    "another checkpoint directory"
-                )
+                raise other_input(f"split {index} is not what it was")
             continue
         if split.is_empty():
             done.put(index, [EMPTY] * stage.partitions, tag=split.tag())
             continue
         header = headers.header(index, split.spec())
         yield Unit(index, "map", partial(_with_header, header, split), partial(_map_label, index, split), split)
+    numbers = done.numbers()
+    if numbers and numbers[-1] > index:
+        raise other_input(f"the input has {index + 1} splits now, and had more")
+    stage.inputs = seen.hexdigest()
+
+
+def inputs_of(splits: Iterable[Split]) -> str:
+    """The digest that `map_units` leaves in `Stage.inputs`."""
+    seen = hashlib.sha256()
+    for split in splits:
+        seen.update(split.tag().ljust(16, b"\0"))
+    return seen.hexdigest()
+
+
+def other_input(what: str) -> ProgramError:
+    """The error of a checkpoint whose results were made of other input."""
+    return ProgramError(
+        f"the checkpoint was made of other input: {what}. Give the job the same input, or another checkpoint directory"
+    )
 
 
 def _map_label(index: int, split: Split) -> str:
@@ -274,7 +315,3 @@ def reduce_unit(digest: str, index: int, maps: Spool) -> Unit:
 def digest_of(packed: bytes) -> str:
     """How tasks name a program: SHA-256 of its portable form, in hex."""
     return hashlib.sha256(packed).hexdigest()
-
-
-def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}

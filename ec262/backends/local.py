@@ -52,7 +52,7 @@ class LocalBackend(Backend):
             return execute(stage.program, parts)
         except EC262Error:
             raise
-        except Exception as reason:
+        except (Exception, SystemExit) as reason:
             # As on a worker; the cause has the frames, for a debugger's post mortem.
             name = type(reason).__name__
             raise TaskFailed(

@@ -72,7 +72,8 @@ class Spool:
         self._memory = memory
         self._path = path
         self._rows: dict[int, list[bytes] | _OnDisk] = {}
-        self._facts: dict[int, dict[str, int]] = {}
+        self._counts: dict[int, dict[str, int]] = {}
+        self._failed: dict[int, tuple[str, str]] = {}
         self._tags: dict[int, bytes] = {}
         self._file = -1
         self._end = 0
@@ -96,13 +97,19 @@ class Spool:
     # --- writing ---
 
     def put(
-        self, number: int, parts: Sequence[bytes], counts: Mapping[str, int] | None = None, tag: bytes = b""
+        self,
+        number: int,
+        parts: Sequence[bytes],
+        counts: Mapping[str, int] | None = None,
+        tag: bytes = b"",
+        failed: tuple[str, str] | None = None,
     ) -> None:
         """Keeps a task's result.
 
         Args:
             counts: what the task counted.
             tag: up to 16 bytes that say what the task's input was; see `tag_of`.
+            failed: of a task that was left out: its label, and why it failed.
         """
         if number in self._rows:
             raise ValueError(f"task {number} has a result already")
@@ -110,14 +117,17 @@ class Spool:
         if self._path is None and self._memory.take(size):
             self._rows[number] = list(parts)
         else:
-            self._rows[number] = self._append(number, parts, dict(counts or {}), tag)
+            facts = {name: value for name, value in (("counts", counts), ("failed", failed)) if value}
+            self._rows[number] = self._append(number, parts, facts, tag)
         if counts:
-            self._facts[number] = dict(counts)
+            self._counts[number] = dict(counts)
+        if failed:
+            self._failed[number] = failed
         if tag:
             self._tags[number] = tag.ljust(16, b"\0")
 
-    def _append(self, number: int, parts: Sequence[bytes], counts: dict[str, int], tag: bytes) -> _OnDisk:
-        facts = json.dumps(counts, sort_keys=True).encode() if counts else b""
+    def _append(self, number: int, parts: Sequence[bytes], said: Mapping[str, object], tag: bytes) -> _OnDisk:
+        facts = json.dumps(said, sort_keys=True).encode() if said else b""
         lengths = [*map(len, parts), len(facts)]
         index = struct.pack(f">{len(lengths)}I", *lengths)
         check = crc32(index)
@@ -153,10 +163,14 @@ class Spool:
     def counts(self) -> dict[str, int]:
         """What all tasks counted, summed, by name in order."""
         sums: dict[str, int] = {}
-        for counts in self._facts.values():
+        for counts in self._counts.values():
             for name, count in counts.items():
                 sums[name] = sums.get(name, 0) + count
         return dict(sorted(sums.items()))
+
+    def failed(self) -> dict[int, tuple[str, str]]:
+        """Tasks that were left out: label and reason by number."""
+        return dict(sorted(self._failed.items()))
 
     def row(self, number: int) -> list[bytes]:
         """A task's parts."""
@@ -243,7 +257,11 @@ class Spool:
         self._rows[number] = _OnDisk(data_start, lengths)
         facts = os.pread(self._file, lengths[-1], end - lengths[-1])
         if facts:
-            self._facts[number] = json.loads(facts)
+            said = json.loads(facts)
+            if "counts" in said:
+                self._counts[number] = said["counts"]
+            if "failed" in said:
+                self._failed[number] = (said["failed"][0], said["failed"][1])
         self._tags[number] = tag
         self._end = end
         return True
@@ -273,5 +291,6 @@ def _named(path: Path | None) -> str:
 def _spool_error(what: str, path: Path | None, reason: OSError) -> SetupError:
     advice = ""
     if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = ": make room there, or choose another place with TMPDIR=DIR"
+        place = "another checkpoint directory" if path is not None else "another place with TMPDIR=DIR"
+        advice = f": make room there, or choose {place}"
     return SetupError(f"cannot {what} the spool {_named(path)}: {reason.strerror}{advice}")

@@ -89,7 +89,8 @@ class Checkpoint:
         return True
 
     def stage(self, number: int) -> dict[str, Any] | None:
-        """What was planned for a stage: ``partitions`` and ``bounds``; and whether it is ``complete``."""
+        """What was planned for a stage: ``partitions`` and ``bounds``; whether it is ``complete``, and if so the digest
+        of its ``inputs``, its ``counts``, and the tasks that ``failed`` (phase, number, label, why)."""
         facts = self._facts["stages"].get(str(number))
         if facts is None:
             return None
@@ -101,9 +102,12 @@ class Checkpoint:
         self._facts["stages"][str(number)] = {"partitions": partitions, "bounds": text, "complete": False}
         self._write()
 
-    def complete_stage(self, number: int) -> None:
+    def complete_stage(
+        self, number: int, *, inputs: str, counts: dict[str, int], failed: list[tuple[str, int, str, str]]
+    ) -> None:
         """Notes that a stage's results are all there; removes what only led to them."""
-        self._facts["stages"][str(number)]["complete"] = True
+        told = {"complete": True, "inputs": inputs, "counts": counts, "failed": failed}
+        self._facts["stages"][str(number)].update(told)
         self._write()
         for name in (f"map-{number}.spool", f"journal-{number}", f"reduce-{number - 1}.spool"):
             (self.directory / name).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ec262.jobs.checkpoint import Checkpoint
 from ec262.jobs.driver import Plan, Results, open_source, run_stages
 from ec262.jobs.report import Meter, Progress, ProgressCallback, Report
 from ec262.policy import Policy
+from ec262.storage.inputs import FileInput
 from ec262.storage.output import OutputFiles
 
 CANCEL_S = 20.0
@@ -61,10 +62,10 @@ class Job:
         self._files: tuple[str, ...] = ()
         self._failure: BaseException | None = None
         self._over = threading.Event()
-        # What is wrong with the input or the output is said here, where the call stands.
+        # What is wrong with the input or the output is said here, where the call stands. An iterable may take its time.
         if output is not None:
             output.check()
-        self._source = open_source(plan)
+        self._source = open_source(plan) if isinstance(plan.data, FileInput | Sized) else None
         self._thread: threading.Thread | None = None
         if inline:
             self._run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +10,10 @@ from itertools import chain, islice
 from typing import Any
 
 from ec262.backends.spool import Spool
-from ec262.errors import EC262Error, ProgramError
-from ec262.mapreduce import context
+from ec262.errors import ProgramError
+from ec262.jobs.sampling import sample_keys
 from ec262.mapreduce.partition import bounds_of
-from ec262.mapreduce.program import Program, records_of
+from ec262.mapreduce.program import Program
 from ec262.mapreduce.records import Reader
 from ec262.mapreduce.split import TASKS_BY_ITEM, BlocksSplit, PairsSplit, Split, split_items
 from ec262.policy import Policy
@@ -30,8 +29,7 @@ UNKNOWN_REDUCERS = 64
 AHEAD_BYTES = 64 * 1024 * 1024
 """Of an iterable so much is read before mapping begins, to choose the number of reducers."""
 SAMPLE_SPLITS = 32
-SAMPLE_RECORDS = 500
-"""Records of each sampled split that the mapper is tried on to find the bounds of ranges."""
+"""Splits from all over the input that a program may be tried on."""
 
 
 @dataclass(slots=True)
@@ -159,39 +157,14 @@ def choose_reducers(source: Source, policy: Policy) -> int:
     return min(MOST_REDUCERS, max(1, -(-source.size // REDUCER_BYTES)))
 
 
-def choose_bounds(program: Program, source: Source, partitions: int, policy: Policy) -> list[Any]:
+def choose_bounds(
+    program: Program, source: Source, partitions: int, policy: Policy, stop: Callable[[], bool] = lambda: False
+) -> list[Any]:
     """The bounds of a range partitioner: the mapper, tried here on a sample of the input, says where keys lie.
-
-    Args:
-        program: a copy that may be run: what its functions do to their module's globals stays there.
 
     Raises:
         ProgramError: the mapper fails on the sample.
     """
     if program.partitioner != "range" or partitions == 1:
         return []
-    chance = random.Random(policy.seed)
-    keys: list[Any] = []
-    for split in source.sample():
-        task = context.begin(program.params)
-        try:
-            if program.setup is not None:
-                program.setup(program.params)
-            records = records_of(split.spec(), split.load(), task)
-            for key, value in _some(records, SAMPLE_RECORDS, chance):
-                keys += [out_key for out_key, _ in program.mapper(key, value)]
-        except EC262Error:
-            raise
-        except Exception as reason:
-            raise ProgramError(
-                f"the mapper failed on a sample of the input, {split.label()}: {type(reason).__name__}: {reason}"
-            ) from reason
-        finally:
-            context.end()
-    return bounds_of(keys, partitions)
-
-
-def _some(records: Iterable[tuple[Any, Any]], count: int, chance: random.Random) -> list[tuple[Any, Any]]:
-    """`count` of the first twice as many records, drawn by chance."""
-    first = list(islice(records, count * 2))
-    return first if len(first) <= count else chance.sample(first, count)
+    return bounds_of(sample_keys(program, source.sample(), policy, stop), partitions)

@@ -76,6 +76,9 @@ class Report:
 
 log = logging.getLogger("ec262.jobs")
 
+SHOWN_COUNTERS = 3
+"""On the terminal's line; the report has all."""
+
 ProgressCallback = Callable[[Progress], None]
 
 
@@ -125,11 +128,18 @@ def describe(progress: Progress) -> str:
         text += f"  {progress.retried} retried"
     if progress.failed:
         text += f"  {progress.failed} failed"
+    for name, count in list(progress.counters.items())[:SHOWN_COUNTERS]:
+        text += f"  {plain(name)} {count}"
     if progress.bytes_out >= 1_000_000:
         text += f"  {size_text(progress.bytes_in)} in, {size_text(progress.bytes_out)} out"
     if progress.phase in ("map", "reduce") and progress.seconds_left is not None:
         text += f"  {duration_text(progress.seconds_left)} left"
     return text
+
+
+def plain(text: str) -> str:
+    """A name from a program for a terminal: on one line, of bearable length, nothing a terminal would act on."""
+    return "".join(c if c.isprintable() else "?" for c in text[:40])
 
 
 def duration_text(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ec262.backends.base import Backend, Tally
@@ -201,6 +201,8 @@ def _programs(
     for each in chosen:
         if not isinstance(each, Program):
             raise ProgramError(f"a program is an ec262.Program, not {each!r:.80}")
+        if each.partitioner not in ("hash", "range") and not callable(each.partitioner):
+            raise ProgramError(f"partitioner={each.partitioner!r:.80}: has to be 'hash', 'range' or a function")
     chosen = [dataclasses.replace(each, params={**each.params, **(params or {})}) for each in chosen]
     for each in chosen:
         missing = [name for name in each.required if each.params.get(name) is None]
@@ -239,6 +241,8 @@ def _plan(
 ) -> tuple[Plan, OutputFiles | None]:
     """What the job is, and where its results go."""
     data = with_files(data, programs[0], storage_options)
+    if not isinstance(data, FileInput | Iterable):
+        raise ProgramError(f"data has to be a dictionary or (key, value) pairs, not a {type(data).__name__}")
     programs = [_prepared(program, data if number == 0 else None) for number, program in enumerate(programs)]
     if isinstance(data, FileInput) and data.shared is not None:
         if backend == "network":

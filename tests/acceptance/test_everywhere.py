@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ec262.errors import EC262Error
 from ec262.jobs.run import run_job
 from ec262.mapreduce.program import Program
 from ec262.programs import find
@@ -205,6 +206,7 @@ def test_records_are_sorted(backend: str, cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore:.*is empty, and so will be the result")
 @pytest.mark.parametrize("size", [0, 1, 100_001])
 def test_hamming_there_and_back(backend: str, size: int, cluster: Any, tmp_path: Path) -> None:
     original = tmp_path / "original"
@@ -235,6 +237,27 @@ def test_hamming_there_and_back(backend: str, size: int, cluster: Any, tmp_path:
     assert fixed == coded
     decoded, _ = step("decode", "fixed", {}, "decoded")
     assert decoded == original.read_bytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_errors_in_a_block_are_reported_and_never_decoded(backend: str, cluster: Any, tmp_path: Path) -> None:
+    original = random.Random(3).randbytes(70_001)
+    coded = tmp_path / "coded"
+    coded.write_bytes(reference.hamming_encode(original))
+    spoilt = tmp_path / "spoilt"
+    spoilt.write_bytes(reference.hamming_error(coded.read_bytes(), rate=0.001, per_block=2))
+    assert spoilt.read_bytes() != coded.read_bytes()
+
+    def job(name: str, source: Path) -> tuple[bytes, dict[str, bytes], dict[str, int]]:
+        program = find(f"hamming.{name}").program
+        return run(*(backend, cluster, program, str(source), {}, tmp_path / name), split_size=40_000, reducers=2)
+
+    found, _, _ = job("check", spoilt)
+    assert found == reference.hamming_check(str(spoilt), spoilt.read_bytes())
+    assert b"blocks with two errors, uncorrectable: 10" in found
+    with pytest.raises(EC262Error, match="byte"):
+        job("decode", spoilt)
+    assert not list((tmp_path / "decode").glob("out_*")), "nothing that could be taken for the original"
 
 
 def test_policies_travel_to_every_backend(cluster: Any, tmp_path: Path) -> None:

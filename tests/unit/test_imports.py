@@ -66,7 +66,7 @@ FOREMAN_ORDER = [
     *("pushing", "settling", "resuming", "leasing", "watching", "engine", "differences", "sample", "original"),
     "rehearsal",
 ]
-JOBS_ORDER = ["report", "checkpoint", "plan", "driver", "job", "run"]
+JOBS_ORDER = ["report", "checkpoint", "sampling", "plan", "driver", "job", "run"]
 
 # A program that ``python -m`` starts is its command line.
 ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def total(_: Any, counts: list[int]) -> int:
 
 
 COUNT = Program(words, total)
+
+
+def but_1(key: int, line: str) -> Iterator[tuple[str, int]]:
+    if key == 1:
+        raise LookupError("one")
+    yield from words(key, line)
+
+
+COUNT_BUT_1 = Program(but_1, total)
 
 
 def local(data: Any, program: Program = COUNT, **options: Any) -> Any:
@@ -311,6 +321,93 @@ def test_a_killed_job_goes_on_from_its_checkpoint(die_at: int, tmp_path: Path) -
     assert sum(Counter((tmp_path / "log").read_text().splitlines()).values()) == 14, "all of it was kept"
 
 
+def test_a_checkpoint_keeps_what_was_counted_and_what_was_left_out(tmp_path: Path) -> None:
+    """Also of stages that are complete; the second call asks nobody."""
+
+    def run() -> tuple[Any, Any, Any]:
+        job = submit(
+            {0: "a b", 1: "b", 2: "c"},
+            stages=[COUNT_BUT_1, Program(lambda word, count: [(count, word)])],
+            backend="local",
+            on_failure="skip",
+            checkpoint=tmp_path / "kept",
+        )
+        made = job.result(), job.counters(), [(each.phase, each.number) for each in job.report().failed]
+        job.close()
+        return made
+
+    first = run()
+    assert first == ({1: ["a", "b", "c"]}, {"words": 3}, [("map", 1)])
+    assert run() == first
+
+
+def test_a_finished_checkpoint_is_not_another_inputs(tmp_path: Path) -> None:
+    assert local({1: "a b"}, checkpoint=tmp_path / "kept") == {"a": 1, "b": 1}
+    for other in ({1: "c d"}, {1: "a b", 2: "e"}, {}):
+        with pytest.raises(ProgramError, match="made of other input"):
+            local(other, checkpoint=tmp_path / "kept")
+
+
+def test_input_that_became_shorter_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(TaskFailed):
+        local({0: "a", 1: "b", 2: "c"}, fails_on(2), checkpoint=tmp_path / "kept")
+    with pytest.raises(ProgramError, match="the input has 1 splits now"):
+        local({0: "a"}, fails_on(2), checkpoint=tmp_path / "kept")
+
+
+def test_a_program_without_a_name_of_its_own_gets_no_checkpoint(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def mapper(key: int, value: str) -> Iterator[tuple[str, int]]:
+        with lock:
+            yield value, key
+
+    with pytest.raises(ProgramError, match="can be told from others by its code"):
+        local({1: "a"}, Program(mapper), checkpoint=tmp_path / "kept")
+
+
+def test_a_partitioner_that_tears_keys_apart_is_found_out() -> None:
+    """Nothing of a key's values is lost silently."""
+    program = Program(words, total, partitioner=lambda key, partitions: next(turn) % partitions)
+    turn = itertools.count()
+    for as_iterator in (False, True):
+        with pytest.raises(ProgramError, match="came from two reduce partitions"):
+            list(local([(n, "a b c") for n in range(8)], program, reducers=2, as_iterator=as_iterator))
+
+
+def test_leaving_the_interpreter_is_a_failed_task() -> None:
+    def mapper(key: int, value: str) -> Any:
+        sys.exit(0)
+
+    with pytest.raises(TaskFailed, match="SystemExit"):
+        local({1: "a"}, Program(mapper))
+    with pytest.raises(ProgramError, match="SystemExit"):
+        local({1: "a", 2: "b"}, Program(mapper, partitioner="range"), reducers=2)
+
+
+def test_a_mapper_that_never_ends_does_not_hold_up_the_sample() -> None:
+    def mapper(key: int, value: str) -> Any:
+        while True:
+            pass
+
+    with pytest.raises(ProgramError, match="failed on a sample of the input"):
+        local({1: "a", 2: "b"}, Program(mapper, partitioner="range"), reducers=2, timeout_s=1.0)
+
+
+def test_a_slow_iterable_does_not_hold_up_the_call() -> None:
+    go = threading.Event()
+
+    def waits() -> Iterator[tuple[int, str]]:
+        assert go.wait(30)
+        yield 1, "a"
+
+    job = submit(waits(), program=COUNT, backend="local")
+    assert not job.done()
+    go.set()
+    assert job.result(30) == {"a": 1}
+    job.close()
+
+
 def test_a_checkpoint_is_for_one_job_and_one_process(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     data = {1: "a b", 2: "b"}
@@ -337,7 +434,7 @@ def test_other_input_is_noticed(tmp_path: Path) -> None:
     broken = {0: "a", 1: "b", 2: "c"}
     with pytest.raises(TaskFailed):
         local(broken, fails_on(2), checkpoint=tmp_path / "kept")
-    with pytest.raises(ProgramError, match="split 1 is not what it was"):
+    with pytest.raises(ProgramError, match="other input: split 1 is not what it was"):
         local({**broken, 1: "other"}, fails_on(2), checkpoint=tmp_path / "kept")
     facts = json.loads((tmp_path / "kept" / "job.json").read_text())
     assert facts["stages"]["0"]["complete"] is False
