@@ -8,7 +8,8 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
+from itertools import islice
+from operator import itemgetter, le
 from typing import Any
 
 from ec262.errors import EC262Error, Malformed, ProgramError
@@ -193,10 +194,26 @@ class _Run:
         self.load()
 
     def load(self) -> None:
-        """The next lines, where none are left."""
+        """The next lines, where none are left.
+
+        Raises:
+            ProgramError: they are not in order.
+        """
+        before = [key for key, _ in self.lines[-1:]]
         lines = next(self._blocks, [])
         with _sound(self._output, self._part):
-            self.lines = [(self._key_of(line), line) for line in lines]
+            keys = [*map(self._key_of, lines)]
+        self.lines = list(zip(keys, lines, strict=True))
+        if not _ascend(before + keys):
+            raise ProgramError(
+                f"{self._output.address(self._part.name)}: its keys are not in order, so that it cannot be merged: a "
+                "false result is in it, or bytes of another encoding than UTF-8, which output_format='json' keeps apart"
+            )
+
+
+def _ascend(keys: list[Any]) -> bool:
+    places = keys if comparable(set(map(type, keys))) else [*map(sort_key, keys)]
+    return all(map(le, places, islice(places, 1, None)))
 
 
 def _merge(output: Output, parts: list[Part], key_of: Callable[[bytes], Any]) -> Iterator[bytes]:

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from ec262.errors import EC262Error, SetupError
 from ec262.mapreduce.records import Reader
+from ec262.storage.hdfs import reach
+from ec262.storage.place import HDFS
 from ec262.storage.ranges import read_range
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,57}")
@@ -64,34 +66,38 @@ class DataDir:
         """Whether a path of this machine is inside."""
         return self._fs is None and path.resolve().is_relative_to(os.path.realpath(self._root))
 
-    def read(self, path: str, start: int, end: int, reader: Reader) -> tuple[int, bytes]:
+    def read(
+        self, path: str, start: int, end: int, reader: Reader, *, deadline: float | None = None
+    ) -> tuple[int, bytes]:
         """The records of a file that start in a range of it. Blocks: it is not for an event loop's thread.
 
         Args:
             path: relative to the root.
             start, end: offsets in bytes; `end` is outside.
             reader: what the records are.
+            deadline: by `time.monotonic`; reading ends soon after it.
 
         Returns:
             The offset of the first byte, and the bytes.
 
         Raises:
             DataRefused: a path that leads outside or to no regular file, a range that is none or too large, a file
-                that cannot be read.
+                that cannot be read, or not in time.
         """
         names = split_path(path)
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= _MOST_OFFSET:
             raise DataRefused(f"{_shown(path)}: the range to be read is none")
         if end - start > self.max_bytes:
             raise DataRefused(f"{_shown(path)}: more than the {self.max_bytes:,} bytes that a task may read here")
+        bounds: dict[str, Any] = {"limit": self.max_bytes, "deadline": deadline}
         try:
             if self._fs is None:
                 with _open_beneath(self._root, names) as file:
-                    return read_range(_OneFile(file), path, start, end, reader, limit=self.max_bytes)
+                    return read_range(_OneFile(file), path, start, end, reader, **bounds)
             if any(_NOT_IN_URLS.search(name) for name in names):
                 raise DataRefused(f"{_shown(path)}: not a path inside the storage")
             whole = "/".join([self._root.rstrip("/"), *names])
-            return read_range(self._fs, whole, start, end, reader, limit=self.max_bytes)
+            return read_range(self._fs, whole, start, end, reader, **bounds)
         except DataRefused:
             raise
         except FileNotFoundError:
@@ -133,6 +139,8 @@ def _open_url(root: str) -> tuple[str, Any]:
         fs, inside = fsspec.core.url_to_fs(root)
     except Exception as reason:
         raise SetupError(f"data directory {root}: {reason}") from None
+    if urlsplit(root).scheme in HDFS:
+        reach(fs, root)
     return str(inside), fs
 
 

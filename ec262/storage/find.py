@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ec262.errors import ProgramError, SetupError
+from ec262.storage.about import About
 from ec262.storage.address import explained, local_path, shown
-from ec262.storage.place import HDFS, LOCAL, About, Place, RemotePlace, place_of
+from ec262.storage.place import HDFS, LOCAL, Place, RemotePlace, place_of
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "xz", ".zst": "zstd"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z")

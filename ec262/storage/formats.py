@@ -8,6 +8,9 @@ binary    values, which have to be bytes, one after the other
 json      ``[key, value]`` as canonical JSON, one a line
 ========  ======================================================================================
 
+Text that has bytes in it which were no UTF-8 when it was read (``surrogateescape``) is written as these bytes. Any
+other lone surrogate is refused but by json, which has a way to write it.
+
 A text does not say whether ``5`` was a number: the manifest beside the files does, as the *kinds* of keys and values.
 """
 
@@ -30,6 +33,8 @@ BATCH: Final = 4096
 _ESCAPES: Final = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _TO_ESCAPE: Final = re.compile(r"[\\\t\n\r]")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_NO_BYTE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Lone surrogates that ``surrogateescape`` never made."""
 _BYTES_TO_ESCAPE: Final = re.compile(rb"[\\\t\n\r]")
 _BYTES_ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _MEANS: Final = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
@@ -107,8 +112,9 @@ def encoder(format: str) -> Callable[[Any, Any], bytes]:
 def _text(keys: list[Any], values: list[Any], where: str) -> bytes:
     if set(map(type, values)) == {int} and set(map(type, keys)) == {str}:
         if _TO_ESCAPE.search("".join(keys)) is None:
-            return to_bytes("".join([f"{key}\t{value}\n" for key, value in zip(keys, values, strict=True)]))
-        return to_bytes("".join([f"{_escaped(key)}\t{value}\n" for key, value in zip(keys, values, strict=True)]))
+            return to_bytes("".join([f"{key}\t{value}\n" for key, value in zip(keys, values, strict=True)]), where)
+        lines = [f"{_escaped(key)}\t{value}\n" for key, value in zip(keys, values, strict=True)]
+        return to_bytes("".join(lines), where)
     fields = zip(keys, values, strict=True)
     return b"".join([b"%b\t%b\n" % (_field(key, where), _field(value, where)) for key, value in fields])
 
@@ -121,7 +127,7 @@ def _escaped(text: str) -> str:
 
 def _field(thing: Any, where: str) -> bytes:
     if type(thing) is str:
-        return to_bytes(_escaped(thing))
+        return to_bytes(_escaped(thing), where)
     if type(thing) is bytes:
         return _BYTES_TO_ESCAPE.sub(lambda found: _ESCAPES[found.group().decode()].encode(), thing)
     return encode_value(thing, where=where)
@@ -129,14 +135,14 @@ def _field(thing: Any, where: str) -> bytes:
 
 def _values(keys: list[Any], values: list[Any], where: str) -> bytes:
     if set(map(type, values)) == {str}:
-        return to_bytes("\n".join(values) + "\n")
+        return to_bytes("\n".join(values) + "\n", where)
     return b"".join([b"%b\n" % _value(value, where) for value in values])
 
 
 def _value(value: Any, where: str) -> bytes:
     if type(value) is bytes:
         return value
-    return to_bytes(value) if type(value) is str else encode_value(value, where=where)
+    return to_bytes(value, where) if type(value) is str else encode_value(value, where=where)
 
 
 def _binary(keys: list[Any], values: list[Any], where: str) -> bytes:
@@ -161,12 +167,20 @@ _ENCODERS: Final[dict[str, Callable[[list[Any], list[Any], str], bytes]]] = {
 }
 
 
-def to_bytes(text: str) -> bytes:
-    """UTF-8; what was no UTF-8 when it was read becomes the bytes that it was."""
+def to_bytes(text: str, where: str) -> bytes:
+    """UTF-8; what was no UTF-8 when it was read becomes the bytes that it was.
+
+    Raises:
+        ProgramError: a lone surrogate that stands for no byte; names `where` and the text around it.
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that no file brought in
-        return text.encode("utf-8", "surrogatepass")
+    except UnicodeEncodeError:
+        at = next(_NO_BYTE.finditer(text)).start()
+        raise ProgramError(
+            f"{where}: {text[max(0, at - 10) : at + 10]!a} holds U+{ord(text[at]):04X}, half a character, which no "
+            "UTF-8 can hold; write such results with output_format='json'"
+        ) from None
 
 
 # --- reading --------------------------------------------------------------------------------------

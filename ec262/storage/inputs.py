@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -85,7 +86,8 @@ class FileSplit:
 
     def load(self) -> list[bytes]:
         """See `Split`."""
-        offset, data = read_range(self.place, self.path, self.start, self.end, self.reader, size=self.size, by=self.by)
+        about: dict[str, Any] = {"size": self.size, "version": self.version}
+        offset, data = read_range(self.place, self.path, self.start, self.end, self.reader, by=self.by, **about)
         return [data, encode_value(offset)]
 
     def label(self) -> str:
@@ -182,7 +184,7 @@ class FileInput:
         return replace(self, reads_here=True) if self.shared is not None else self
 
     def found(self) -> list[Found]:
-        """The files, in the order of `paths` and then of names, each once.
+        """The files, in the order of `paths` and then of names, each once, under the first of its names.
 
         Raises:
             ProgramError, SetupError: see `find`.
@@ -191,10 +193,13 @@ class FileInput:
         above = place_of(root, self.storage_options)[1].rstrip("/") + "/" if root else ""
         made: dict[tuple[str, str], Found] = {}
         for path in self.paths:
+            if root:  # workers take plain paths only
+                inside = posixpath.normpath(path)
+                path = "" if inside == "." else inside + "/" * path.endswith("/")
             for each in find(root + path, self.storage_options, compression=self.compression):
                 if root:
                     each = replace(each, name=each.path.removeprefix(above))
-                made.setdefault((each.place.key(), each.path), each)
+                made.setdefault(each.place.key(each.path), each)
         return list(made.values())
 
     def size(self) -> int | None:

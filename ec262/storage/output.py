@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -138,6 +139,9 @@ class OutputFiles:
             ordered: every key of a file stands before those of the next (the range partitioner's doing).
             facts: what else the manifest is to say; plain data.
 
+        Warns:
+            UserWarning: the files cannot be collected, as keys of different kinds are written in format "text".
+
         Returns:
             The files' paths or URLs, without credentials.
 
@@ -151,6 +155,13 @@ class OutputFiles:
                 self.write(index, ())
         parts = tuple(self._parts[index] for index in range(len(self._names)))
         manifest = Manifest(self._format, ordered, self._keys.name(), self._values.name(), parts, dict(facts or {}))
+        mixed = manifest.keys == "mixed" and self._format == "text" and not ordered
+        if mixed and sum(part.bytes > 0 for part in parts) > 1:
+            warnings.warn(
+                f"{output.name}: some keys are text and others are not, which format 'text' does not tell apart: these "
+                "files cannot be put together again (collect); with output_format='json' they could",
+                stacklevel=2,
+            )
         data = manifest.encode()
         there = output.path(output.manifest_name)
         if place.exists(there):

@@ -7,7 +7,6 @@ that was forked off one which had used HDFS cannot: hdfs-native's threads are go
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,30 +14,16 @@ from functools import partial
 from typing import Any, BinaryIO, Protocol, cast
 
 from ec262.errors import ProgramError, SetupError
+from ec262.storage.about import About, check_local, check_opened, of_local, version_of
 from ec262.storage.address import explained, local_path, scheme_of, scrubbed, shown
-from ec262.storage.hdfs import HdfsWriter
+from ec262.storage.hdfs import HdfsWriter, reach
 
 _HTTP = ("http", "https")
 HDFS = ("hdfs", "viewfs")
-_VERSIONS = ("ETag", "etag", "md5Hash", "modification_time", "mtime", "LastModified", "Last-Modified", "created")
-"""Where file systems tell a file's version."""
 
 
 Fetch = Callable[[int, int], bytes]
 """Bytes [start, end) of a file; fewer only where the file ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a place knows of a file.
-
-    Attributes:
-        size: bytes; None if the file can only be read from its beginning.
-        version: changes with the file's content, as far as the place tells.
-    """
-
-    size: int | None
-    version: str
 
 
 class Place(Protocol):
@@ -48,8 +33,12 @@ class Place(Protocol):
         """The path as it may stand in messages."""
         ...
 
-    def ranges(self, path: str) -> AbstractContextManager[Fetch]:
-        """The file opened to be read in ranges."""
+    def ranges(self, path: str, expected: About | None = None) -> AbstractContextManager[Fetch]:
+        """The file opened to be read in ranges.
+
+        Args:
+            expected: what `about` said. A file that is another now is an error, as far as opening it tells.
+        """
         ...
 
     def open(self, path: str) -> BinaryIO:
@@ -84,8 +73,8 @@ class Place(Protocol):
         """Removes a file if it is there."""
         ...
 
-    def key(self) -> str:
-        """Tells this place from others."""
+    def key(self, path: str) -> tuple[str, str]:
+        """Tells this file from others, by whatever path it is named."""
         ...
 
     def guarded(self, path: str) -> AbstractContextManager[None]:
@@ -97,9 +86,9 @@ class Place(Protocol):
 class LocalPlace:
     """This machine's file system; methods as in `Place`."""
 
-    def key(self) -> str:
+    def key(self, path: str) -> tuple[str, str]:
         """See `Place`."""
-        return ""
+        return "", os.path.realpath(path)
 
     def shown(self, path: str) -> str:
         """See `Place`."""
@@ -112,12 +101,16 @@ class LocalPlace:
             yield
 
     @contextmanager
-    def ranges(self, path: str) -> Iterator[Fetch]:
-        """See `Place`."""
+    def ranges(self, path: str, expected: About | None = None) -> Iterator[Fetch]:
+        """See `Place`. Compared before and after reading."""
         with explained(path):
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             try:
+                if expected is not None:
+                    check_local(path, expected, descriptor)
                 yield partial(_read_at, lambda at, length: os.pread(descriptor, length, at))
+                if expected is not None:
+                    check_local(path, expected, descriptor)
             finally:
                 os.close(descriptor)
 
@@ -129,10 +122,7 @@ class LocalPlace:
     def about(self, path: str) -> About:
         """See `Place`."""
         with explained(path):
-            found = os.stat(path)
-            if stat.S_ISDIR(found.st_mode):
-                raise IsADirectoryError(path)
-            return About(found.st_size if stat.S_ISREG(found.st_mode) else None, str(found.st_mtime_ns))
+            return of_local(path)
 
     def exists(self, path: str) -> bool:
         """See `Place`."""
@@ -190,9 +180,9 @@ class RemotePlace:
     scheme: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def key(self) -> str:
+    def key(self, path: str) -> tuple[str, str]:
         """See `Place`."""
-        return str(getattr(self.fs, "_fs_token", self.scheme))
+        return str(getattr(self.fs, "_fs_token", self.scheme)), path
 
     def shown(self, path: str) -> str:
         """See `Place`."""
@@ -208,13 +198,15 @@ class RemotePlace:
             yield
 
     @contextmanager
-    def ranges(self, path: str) -> Iterator[Fetch]:
-        """See `Place`."""
+    def ranges(self, path: str, expected: About | None = None) -> Iterator[Fetch]:
+        """See `Place`. Where every range is a request of its own, nothing is compared: that would be one more."""
         with self.guarded(path):
             if getattr(self.fs, "async_impl", False):  # one request a range
                 yield partial(_read_at, partial(self._fetch, path))
                 return
             with self.fs.open(path, "rb") as file:
+                if expected is not None:
+                    check_opened(self.shown(path), expected, file)
                 yield partial(_read_at, lambda at, length: (file.seek(at), file.read(length))[1])
 
     def _fetch(self, path: str, at: int, length: int) -> bytes:
@@ -240,7 +232,7 @@ class RemotePlace:
         if info.get("type") == "directory" and self.scheme not in _HTTP:
             raise IsADirectoryError(path)
         size = info.get("size")
-        version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+        version = version_of(info)
         if size is None or (self.scheme in _HTTP and not self._serves_ranges(path, size, info)):
             return About(None, version)
         return About(int(size), version)
@@ -331,6 +323,15 @@ def place_of(address: str, options: Mapping[str, Any] | None = None) -> tuple[Pl
             fs, path = url_to_fs(address, **dict(options or {}))
         except TypeError as reason:  # an option that the file system does not have
             raise SetupError(f"{shown(address)}: {scrubbed(str(reason), options)}") from None
+        except RuntimeError as reason:
+            if scheme not in HDFS or "InvalidArgument" not in str(reason):
+                raise
+            raise SetupError(
+                f"{shown(address)}: name a host and its port (hdfs://host:9000/...), or what the configuration that "
+                f"HADOOP_CONF_DIR names knows: {scrubbed(str(reason), options)}"
+            ) from None
+    if scheme in HDFS:
+        reach(fs, address)
     if not isinstance(path, str):
         raise ProgramError(f"{shown(address)}: one address at a time")
     return RemotePlace(fs, scheme, dict(options or {})), path

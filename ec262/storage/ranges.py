@@ -7,15 +7,21 @@ the first line start at or after its end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from ec262.errors import ProgramError
 from ec262.mapreduce.records import Cut, Reader
+from ec262.storage.about import About
 from ec262.storage.place import Fetch, as_place
 
 _CHUNK = 64 * 1024
 _LARGEST_CHUNK = 4 * 1024 * 1024
+_MOST_WALK = 1024 * 1024
+"""Bytes of delimiters that overlap which are walked through where reading is limited: it takes a step for each."""
+_TIMED_CHUNK = 16 * 1024 * 1024
+"""Bytes that are read at once where time is limited."""
 
 
 def read_range(
@@ -26,8 +32,10 @@ def read_range(
     reader: Reader,
     *,
     size: int | None = None,
+    version: str = "",
     by: Cut | None = None,
     limit: int | None = None,
+    deadline: float | None = None,
 ) -> tuple[int, bytes]:
     """The lines, or records, that start in a range of a file.
 
@@ -38,16 +46,18 @@ def read_range(
         end: the byte after it; beyond the end of the file is no fault.
         reader: says what lines or records are.
         size: of the file in bytes, if it is known.
+        version: what `Place.about` said with the size; to be compared, as far as that takes no request of its own.
         by: what to cut by, if not as the reader does.
-        limit: most bytes to read for it.
+        limit: most bytes to read for it, but for a few chunks; the work is bounded as well, then.
+        deadline: by `time.monotonic`. No reading begins after it.
 
     Returns:
         The offset of the first byte, and the bytes. Where nothing starts in the range, no bytes; that costs reading
         not much more than the range.
 
     Raises:
-        ProgramError: no such file, it became shorter, or a line is longer than `limit`.
-        SetupError: it cannot be read.
+        ProgramError: no such file, it became shorter, a line is longer than `limit`, or time is over.
+        SetupError: it cannot be read, or it is another version.
     """
     place = as_place(fs)
     if size is None:
@@ -58,17 +68,19 @@ def read_range(
     if start >= end:
         return start, b""
     by = by or reader.splits_by
-    if by == "lines":
-        with place.ranges(path) as fetch:
-            first, data, after = _Lines(fetch, size, reader.delimiter, limit).within(start, end)
-    elif by == "records":
+    if by == "records":
         record = reader.record_size
         first, after = (min(-(-at // record) * record, size) for at in (start, end))
     else:
         first, after = (0, size) if start == 0 else (start, start)
     if by != "lines":
         _check_limit(after - first, limit)
-        with place.ranges(path) as fetch:
+    with place.ranges(path, About(size, version) if version else None) as fetch:
+        if deadline is not None:
+            fetch = _until(deadline, fetch)
+        if by == "lines":
+            first, data, after = _Lines(fetch, size, reader.delimiter, limit).within(start, end)
+        else:
             data = fetch(first, after)
     if len(data) != after - first:
         raise ProgramError(f"{place.shown(path)}: became shorter while it was read")
@@ -78,6 +90,25 @@ def read_range(
 def _check_limit(length: int, limit: int | None) -> None:
     if limit is not None and length > limit:
         raise ProgramError(f"a line or record goes on beyond the {limit:,} bytes that may be read")
+
+
+def _until(deadline: float, fetch: Fetch) -> Fetch:
+    """The same with a look at the clock before each chunk."""
+
+    def timed(start: int, end: int) -> bytes:
+        pieces = []
+        at = start
+        while at < end:
+            if time.monotonic() >= deadline:
+                raise ProgramError("reading took too long")
+            high = min(end, at + _TIMED_CHUNK)
+            pieces.append(fetch(at, high))
+            at += len(pieces[-1])
+            if at < high:
+                break
+        return b"".join(pieces)
+
+    return timed
 
 
 class _Lines:
@@ -96,9 +127,9 @@ class _Lines:
         """The lines that start in [start, end): offset of the first, bytes, offset behind the last."""
         width = len(self._delimiter)
         chained = overlaps_itself(self._delimiter)
-        place = start
-        if start > 0:
-            place = self._sync(start - width) if chained else max(0, start - width)
+        place = max(0, start - width)
+        if chained:
+            place = self._sync(place, 0)
         ahead = min(_CHUNK, max(_CHUNK // 16, (end - start) // 16))
         self._low = place
         self._extend(min(end + ahead, self._size))
@@ -110,12 +141,14 @@ class _Lines:
                 if first is None:
                     return start, b"", start
                 place = first
-        after: int | None = first
-        if chained:
+        after: int | None = None
+        if end < self._size:
+            place = max(first, end - width)
+            if chained:
+                place = self._sync(place, first, self._buffer, self._low)
+            after = self._after(place)
             while after is not None and after < end:
                 after = self._after(after)
-        else:
-            after = self._after(max(first, end - width))
         last = self._size if after is None else after
         return first, bytes(memoryview(self._buffer)[first - self._low : last - self._low]), last
 
@@ -145,23 +178,28 @@ class _Lines:
             raise ProgramError("the file became shorter while it was read")
         self._buffer += data
 
-    def _sync(self, place: int) -> int:
-        """A place at or before `place`, and before a multiple of it, that lies in no delimiter.
+    def _sync(self, place: int, least: int, held: bytes | bytearray = b"", low: int | None = None) -> int:
+        """A place at or before `place` that lies in no delimiter; `least`, which no line goes over, at the least.
 
         Only a delimiter that can overlap itself (two line ends, say) needs this: in a row of three line ends it takes
         the beginning of the row to tell which two are the delimiter.
+
+        Args:
+            held, low: bytes that were read already, from `least` on or further down, and where they begin.
         """
         width = len(self._delimiter)
-        place = max(0, place)
-        low, held = place, b""
-        while place > 0:
-            if place - width + 1 < low or not held:
-                low = max(0, place - _CHUNK)
+        begun = place
+        low = place if low is None else low
+        while place > least:
+            if low > least and place - width + 1 < low:
+                low = max(least, place - _CHUNK)
                 held = self._fetch(low, min(place + width, self._size))
-            found = held.rfind(self._delimiter, max(0, place - width + 1 - low), place - 1 + width - low)
+            found = held.rfind(self._delimiter, max(least, place - width + 1) - low, place - 1 + width - low)
             if found < 0:
                 break
             place = low + found
+            if self._limit is not None and begun - place > min(self._limit, _MOST_WALK):
+                raise ProgramError(f"a row of what ends lines goes on for more than {begun - place - 1:,} bytes")
         return place
 
 

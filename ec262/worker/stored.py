@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import gevent
@@ -81,9 +82,10 @@ class StoredInputs:
         if self._pool is None:
             # Twice as many as slots: one that hangs (a file server that is gone) shall not stop all.
             self._pool = ThreadPool(min(2 * self._settings.slots, 64))
-        # The timeout is raised here and not swallowed by the pool; the thread goes on until its read returns.
+        # The timeout is raised here and not swallowed by the pool; the thread looks at the deadline between its reads.
         with gevent.Timeout(within_s):
-            return self._pool.spawn(served.read, path, start, end, reader).get()  # type: ignore[no-any-return]
+            reading = self._pool.spawn(served.read, path, start, end, reader, deadline=time.monotonic() + within_s)
+            return reading.get()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Lets the threads go; one that hangs ends with the process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import threading
@@ -14,12 +15,13 @@ import fsspec
 import pytest
 
 from ec262.config import WorkerSettings
-from ec262.errors import SetupError, TicketRefused
+from ec262.errors import ProgramError, SetupError, TicketRefused
 from ec262.mapreduce.program import map_header
-from ec262.mapreduce.records import Reader
+from ec262.mapreduce.records import Cut, Reader
 from ec262.protocol.canonical import decode_value
 from ec262.storage import data_dir
 from ec262.storage.data_dir import DataDir, DataRefused
+from ec262.storage.ranges import read_range
 from ec262.worker.stored import StoredInputs
 
 LINES = Reader()
@@ -91,6 +93,95 @@ def test_a_huge_range_is_refused_and_a_huge_line_not_read_to_its_end(root: Path)
         file.truncate(1 << 36)  # 64 GiB of zeros that take no room
     assert "1,000 bytes" in refused(storage, "line", 0, 500)
     assert "1,000 bytes" in refused(storage, "line", 0, 500, WHOLE)
+
+
+@pytest.mark.parametrize("delimiter", [b"\0\0", b"\0" * 7, b"\0\0\1\0\0"])
+def test_delimiters_that_overlap_do_not_make_it_walk_through_the_file(root: Path, delimiter: bytes) -> None:
+    """A range of 10 bytes inside a long row of them: where lines start there is known from the row's beginning only."""
+    with open(root / "row", "wb") as file:
+        file.truncate(1 << 24)
+        if b"\1" in delimiter:
+            file.write(b"\0\0\1" * (1 << 22))
+    with open(root / "row", "rb") as file:
+        opened = Counted(file)
+        reader = Reader(delimiter=delimiter, encoding=None)
+        for start, end in ((1 << 23, (1 << 23) + 10), (0, 1 << 23)):
+            opened.taken = 0
+            with pytest.raises(ProgramError, match="a row of what ends lines goes on for more than"):
+                read_range(opened, "row", start, end, reader, limit=1 << 30)
+            assert opened.taken < end - start + (2 << 20)
+    storage = DataDir(str(root))
+    assert "a row of what ends lines" in refused(storage, "row", 1 << 23, (1 << 23) + 10, reader)
+    # Rows of usual length are counted exactly, as in files of one's own.
+    (root / "short").write_bytes(b"x" + delimiter * 3001 + b"y")
+    for start in range(1, 9):
+        expected = read_range(None, str(root / "short"), start, start + 900, reader)
+        assert storage.read("short", start, start + 900, reader) == expected
+
+
+class Counted:
+    """A file system of one file that counts the bytes which are read."""
+
+    protocol = "counted"
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.taken = 0
+
+    def info(self, path: str) -> dict[str, Any]:
+        return {"name": path, "size": os.fstat(self.file.fileno()).st_size, "type": "file"}
+
+    def open(self, path: str, mode: str = "rb") -> Any:
+        counted = self
+
+        class File(io.FileIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                data = super().read(size) or b""
+                counted.taken += len(data)
+                return data
+
+        return File(os.dup(self.file.fileno()), "rb")
+
+
+def test_nothing_is_read_after_the_deadline(root: Path) -> None:
+    storage = DataDir(str(root))
+    for reader in (LINES, WHOLE, Reader("records", record_size=2)):
+        with pytest.raises(DataRefused, match=r"^book\.txt: reading took too long$"):
+            storage.read("book.txt", 0, 10, reader, deadline=time.monotonic())
+        assert storage.read("book.txt", 0, 4, reader, deadline=time.monotonic() + 600)[1].startswith(b"one\n")
+
+
+def test_a_slow_storage_is_left_between_two_reads() -> None:
+    """One that takes until the deadline for its first answer is not asked for the next."""
+    until = time.monotonic() + 0.05
+    asked: list[int] = []
+
+    class Slow:
+        protocol = "slow"
+
+        def info(self, path: str) -> dict[str, Any]:
+            return {"name": path, "size": 1 << 30, "type": "file"}
+
+        def open(self, path: str, mode: str = "rb") -> Any:
+            class File(io.BytesIO):
+                def seek(self, *_: Any) -> int:
+                    return 0
+
+                def read(self, size: int | None = -1, /) -> bytes:
+                    asked.append(size or 0)
+                    time.sleep(max(0.0, until - time.monotonic()))
+                    return bytes(size or 0)
+
+            return File()
+
+    by: Cut
+    for by in ("lines", "whole"):
+        asked.clear()
+        with pytest.raises(ProgramError, match="reading took too long"):
+            read_range(Slow(), "f", 0, 1 << 30, Reader(), by=by, deadline=until)
+        assert len(asked) <= 1
+        assert sum(asked) <= 16 << 20
+        until = time.monotonic() + 0.05
 
 
 def test_a_symbolic_link_out_is_refused_wherever_it_stands(root: Path, tmp_path: Path) -> None:
@@ -320,7 +411,7 @@ def test_a_task_that_brings_data_as_well_is_refused(stored: StoredInputs) -> Non
 
 def test_a_storage_that_hangs_does_not_keep_its_task(stored: StoredInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
-    monkeypatch.setattr(stored._served["books"], "read", lambda *_: over.wait(60))
+    monkeypatch.setattr(stored._served["books"], "read", lambda *_, **__: over.wait(60))
     with pytest.raises(TicketRefused, match="took longer"):
         stored.fill(task(), within_s=0.05)
     over.set()

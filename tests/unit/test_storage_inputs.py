@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import multiprocessing
@@ -31,6 +32,7 @@ from ec262.storage.inputs import (
     files,
     local_split,
 )
+from ec262.storage.place import LOCAL
 from ec262.storage.ranges import read_range
 
 TEXT = "".join(f"line {number} of the text\n" for number in range(3000)).encode()
@@ -224,6 +226,73 @@ def test_equal_input_equal_splits_and_changed_input_another_tag(tmp_path: Path) 
     after = [split.tag() for split in given.splits(1 << 20)]
     assert before[0] != after[0]
     assert before[1] == after[1]
+
+
+def test_a_file_that_changes_while_the_job_runs_is_an_error(here: Path) -> None:
+    """Else part of the splits would have the old content and part the new one."""
+    path = here / "book.txt"
+    path.write_bytes(TEXT)
+    for source in (
+        files("book.txt"),
+        files("book.txt", reader="whole"),
+        files("book.txt", reader="records", record_size=9),
+    ):
+        splits = pickle.loads(pickle.dumps(list(source.splits(20_000))))
+        assert splits[0].load()
+        before = path.stat()
+        path.write_bytes(TEXT.upper())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with pytest.raises(SetupError, match=r"^book\.txt changed while the job runs"):
+            splits[-1].load()
+    splits = list(files("book.txt").splits(20_000))
+    before = path.stat()
+    for content in (TEXT + b"more\n", TEXT[:-10]):
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(SetupError, match=r"^book\.txt changed while the job runs"):
+            splits[0].load()
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(here: Path) -> None:
+    path = here / "book.txt"
+    path.write_bytes(TEXT)
+    about = LOCAL.about("book.txt")
+    with contextlib.ExitStack() as reading:
+        fetch = reading.enter_context(LOCAL.ranges("book.txt", about))
+        assert fetch(0, 10) == TEXT[:10]
+        os.utime(path, (1, 1))
+        with pytest.raises(SetupError, match="changed while the job runs"):
+            reading.close()
+
+
+def test_a_file_that_is_named_twice_is_read_once(here: Path) -> None:
+    (here / "d").mkdir()
+    (here / "d" / "f").write_bytes(b"one\n")
+    (here / "link").symlink_to("d/f")
+    (here / "same").symlink_to("d")
+    paths = ("d/f", "./d/f", "d//f", "d/../d/f", str(here / "d" / "f"), f"file://{here}/d/f", "same/f", "link", "d/*")
+    for first in paths[:-1]:
+        assert records(files(first, *paths)) == [(first, "one")]
+    shared = SharedStorage("s", f"{here}/./")
+    for path in ("d/f", "./d/f", "d//f", "d/./f", "./d/*", "d/", "./d/."):
+        assert [each.spec()["path"] for each in files(path, "d/f", shared=shared).splits(9)] == ["d/f"]
+    (here / "g").write_bytes(b"")
+    (here / ".hidden").write_bytes(b"x\n")
+    assert [each.spec()["path"] for each in files(".hidden", shared=shared).splits(9)] == [".hidden"]
+    with pytest.raises(ProgramError, match="d is a directory inside"):
+        files(".", shared=shared).found()
+
+
+def test_files_that_claim_to_be_empty_and_are_not(here: Path) -> None:
+    """Those of /proc have 0 bytes and content."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("no /proc")
+    assert os.stat("/proc/self/status").st_size == 0
+    given = files("/proc/self/status")
+    assert given.size() is None
+    assert given.split_count(10) is None
+    assert records(given)[0][1].startswith("Name:")
+    assert records(files("/proc/self/status", reader="whole"))[0][1].startswith("Name:")
 
 
 def test_readers_of_other_kinds(here: Path) -> None:

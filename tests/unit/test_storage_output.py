@@ -74,6 +74,18 @@ def test_the_other_formats() -> None:
         encoder("xml")
 
 
+@pytest.mark.parametrize("form", ["text", "values"])
+@pytest.mark.parametrize("bad", ["\ud800 \udc80", "\udc7f", "\udd00x"])
+def test_half_characters_are_refused_and_nothing_is_changed(form: str, bad: str) -> None:
+    assert encoder(form)("k", "a\udc80 \udcff").endswith(b"a\x80 \xff\n")
+    for key, value in (("k", bad), *([(bad, 1), (bad + "\t", 1), (bad, None)] if form == "text" else [])):
+        with pytest.raises(ProgramError, match=r"^result: .*U\+D.*output_format='json'") as caught:
+            encoder(form)(key, value)
+        assert str(caught.value).isprintable()
+    line = encoder("json")(bad, bad).rstrip(b"\n")
+    assert pair_reader("json", "str", "str", where="w")(line) == (bad, bad)
+
+
 characters = st.sampled_from(["a", "b", "\\", "t", "n", "\t", "\n", "\r", "é", "\0", "\u2028", "\udc80", "\U0001f600"])
 texts = (
     st.lists(characters, max_size=6)
@@ -335,7 +347,8 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
         collect(tmp_path / "v", tmp_path / "all")
     with pytest.raises(ProgramError, match="hold no pairs"):
         read_pairs(tmp_path / "v")
-    write(tmp_path / "m", [[("a", 1)], [(1, 1)]])
+    with pytest.warns(UserWarning, match=r"/m: some keys are text and others are not.*output_format='json'"):
+        write(tmp_path / "m", [[("a", 1)], [(1, 1)]])
     with pytest.raises(ProgramError, match=r"keys are text and other things.*output_format='json'"):
         collect(tmp_path / "m", tmp_path / "all")
     write(tmp_path / "w", [[("a", 1)], [("b", "x")]])
@@ -345,6 +358,35 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     # A single file that has anything needs no merging.
     write(tmp_path / "s", [[("a", b"1"), ("b", b"2")], []], "binary")
     assert collect(tmp_path / "s", tmp_path / "s.all") == 2
+
+
+@pytest.mark.parametrize("how", [{"ordered": True}, {"format": "json"}, {}])
+def test_mixed_keys_that_can_be_collected_warn_of_nothing(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, how: dict[str, Any]
+) -> None:
+    write(tmp_path / "m", [[(1, 1)], [("a", 1)] if how else []], **how)
+    assert not recwarn.list
+    assert collect(tmp_path / "m", tmp_path / "all")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    "keys", [["b", "a"], [2, 1], [b"b", b"a"], [("b", 1), ("a", 1)], [1, None], [f"{n:04}" for n in range(999)] + ["0"]]
+)
+def test_a_file_whose_keys_are_not_in_order_is_not_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, keys: list[Any]
+) -> None:
+    """Only a false result can be the reason; what would come out were not in order either."""
+    monkeypatch.setattr("ec262.storage.collect._SMALLEST_BLOCK", 300)
+    monkeypatch.setattr("ec262.storage.collect.MERGE_BYTES", 300 * 8)
+    output = OutputFiles(tmp_path / "out", form)
+    output.begin(2)
+    output.write(0, [(keys[0], 1), (keys[0], 2)])
+    output.write(1, [(key, 1) for key in keys])
+    output.finish()
+    with pytest.raises(ProgramError, match="out_01: its keys are not in order"):
+        collect(tmp_path / "out", tmp_path / "all")
+    assert not (tmp_path / "all").exists()
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

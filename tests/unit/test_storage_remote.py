@@ -11,20 +11,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from ec262.errors import EC262Error, ProgramError, SetupError
 from ec262.mapreduce.records import Reader, read_records
 from ec262.mapreduce.split import RecordsSplit
 from ec262.protocol.canonical import decode_value
+from ec262.storage.about import About
 from ec262.storage.address import explained, scheme_of, scrubbed, shown
 from ec262.storage.collect import collect, read_pairs
 from ec262.storage.hdfs import HdfsWriter
 from ec262.storage.inputs import FileInput, FileSplit, SharedStorage, files, local_split
 from ec262.storage.output import OutputFiles
+from ec262.storage.place import RemotePlace
 from ec262.storage.ranges import read_range
 
 TEXT = "".join(f"line {number} of the text\n" for number in range(20_000)).encode()
@@ -109,6 +112,43 @@ def test_storage_shared_elsewhere(memory: Any) -> None:
     specs = [split.spec() for split in given.splits(100_000)]
     assert {(spec["storage"], spec["path"], spec["name"]) for spec in specs} == {("lib", "books/a.txt", "books/a.txt")}
     assert lines(given) == lines(given.local()) == LINES
+
+
+class Versioned(AbstractFileSystem):  # type: ignore[misc]
+    """As the many file systems built on fsspec's own classes are: to open a file asks for its facts."""
+
+    protocol = "versioned"
+    facts: ClassVar[dict[str, Any]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        self.asked.append(path)
+        return {"name": path, "type": "file", **self.facts}
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        class File(AbstractBufferedFile):  # type: ignore[misc]
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                return TEXT[start:end]
+
+        return File(self, path, mode)
+
+
+def test_a_file_that_changes_elsewhere_while_the_job_runs() -> None:
+    Versioned.facts = {"size": len(TEXT), "ETag": "one"}
+    place = RemotePlace(Versioned(), "versioned")
+    about = place.about("/f")
+    assert about == About(len(TEXT), "one")
+    arguments = ("/f", 0, 50_000, len(TEXT), "f", Reader(), "lines", about.version)
+    split = FileSplit(place, *arguments)  # type: ignore[arg-type]
+    Versioned.asked.clear()
+    assert TEXT.startswith(split.load()[0])
+    assert len(Versioned.asked) == 1  # by fsspec itself
+    for facts in ({"size": len(TEXT), "ETag": "two"}, {"size": len(TEXT) + 1, "ETag": "one"}):
+        Versioned.facts = facts
+        with pytest.raises(SetupError, match="/f changed while the job runs"):
+            split.load()
+    Versioned.facts = {"size": len(TEXT)}
+    assert split.load()
 
 
 # --- HTTP -----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_a_storage_that_does_not_answer_stops_nobody_else(worker: Worker, monkey
     hanging, over = threading.Event(), threading.Event()
     read = DataDir.read
 
-    def hang(*arguments: Any) -> Any:
+    def hang(*arguments: Any, **_more: Any) -> Any:
         hanging.set()
         over.wait(60)
         return read(*arguments)
@@ -133,7 +133,7 @@ def test_a_worker_leaves_also_while_a_storage_hangs(
 ) -> None:
     hanging, over = threading.Event(), threading.Event()
 
-    def hang(*_: Any) -> Any:
+    def hang(*_: Any, **_more: Any) -> Any:
         hanging.set()
         over.wait(60)
 
