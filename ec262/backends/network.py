@@ -27,6 +27,7 @@ from ec262.foreman.journal import Journal
 from ec262.foreman.rehearsal import rehearse
 from ec262.foreman.sample import sample_of
 from ec262.foreman.schedule import Task
+from ec262.mapreduce.program import check_result
 from ec262.policy import Policy
 from ec262.protocol import messages as m
 from ec262.protocol.credits import price_of
@@ -238,7 +239,10 @@ class NetworkBackend(Backend):
                 running[unit.number] = unit
                 # Reading files may take its time, and meanwhile results come in.
                 slow = unit.split is not None and unit.split.anywhere
-                yield Task(unit.number, partial(_beside, unit.load) if slow else unit.load, unit.phase, unit.label)
+                yield Task(
+                    *(unit.number, partial(_beside, unit.load) if slow else unit.load, unit.phase, unit.label),
+                    check=_check_map(stage.partitions) if unit.phase == "map" else _CHECK_REDUCE,
+                )
 
         def on_done(task: Task, parts: list[bytes]) -> None:
             done(running.pop(task.number), parts)
@@ -327,6 +331,14 @@ class NetworkBackend(Backend):
                 bytes_out=tally.bytes_out,
             ),
         )
+
+
+_CHECK_REDUCE = partial(check_result, expected=1, grouped=False)
+
+
+def _check_map(partitions: int) -> Callable[[list[bytes]], None]:
+    """What looks through a map task's result before it is believed."""
+    return partial(check_result, expected=partitions, grouped=True)
 
 
 def _beside(load: Callable[[], list[bytes]]) -> list[bytes]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import inspect
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ec262.errors import ProgramError, SetupError
+from ec262.errors import ProgramError, SetupError, ValueNotPortable
+from ec262.protocol.canonical import encode_value
 
 if TYPE_CHECKING:
     from ec262.jobs.report import Report
@@ -31,10 +35,10 @@ a list of them (stages), or a function that gives either; FILE.py alone takes wh
 Without --output the result is printed.
 
 exit codes: 0 done, 1 the job failed or could not start, 2 wrong flags, 4 done but for tasks that failed and were
-skipped (--on-failure skip), 130 Ctrl-C
+skipped (--on-failure skip), 130 Ctrl-C, 141 nobody reads what it prints
 """
 
-EXIT_OK, EXIT_SKIPPED = 0, 4
+EXIT_OK, EXIT_SKIPPED, EXIT_SIGPIPE = 0, 4, 141
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +55,10 @@ def add_parser(subparsers: Any) -> None:
     add("--list", action="store_true", help="the programs that come with EC262")
     add("--output", "-o", metavar="PREFIX", help="write files PREFIX_00, PREFIX_01, ... instead of printing")
     add("--format", choices=["text", "values", "binary", "json"], help="of the output (default: the program's)")
-    add("--param", "-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
+    add(
+        *("--param", "-p"), action="append", default=[], metavar="NAME=VALUE",
+        help="a parameter: a Python literal, or else text; may be repeated",
+    )  # fmt: skip
     where = parser.add_argument_group("where it runs")
     where.add_argument("--backend", choices=["network", "local", "processes", "dask"], help="default: network")
     where.add_argument("--local", action="store_true", help="as --backend local: sequential, in this process")
@@ -96,7 +103,8 @@ POLICY = (
 
 def run(flags: argparse.Namespace) -> int:
     """Runs the program; see the exit codes above."""
-    from ec262.jobs.run import run_job, submit  # noqa: PLC0415 - --help does without
+    from ec262.jobs.run import connector, run_job, submit  # noqa: PLC0415 - --help does without
+    from ec262.policy import Policy  # noqa: PLC0415
     from ec262.programs import NAMES  # noqa: PLC0415
 
     if flags.list:
@@ -107,21 +115,26 @@ def run(flags: argparse.Namespace) -> int:
     program, *inputs = flags.words
     if flags.local and flags.backend not in (None, "local"):
         flags.parser.error(f"--local and --backend {flags.backend} exclude each other")
-    stages = load(program)
     options = {name: getattr(flags, name) for name in POLICY if getattr(flags, name) is not None}
     if "requirements" in options:
         options["requirements"] = tuple(options["requirements"])
     backend = "local" if flags.local else flags.backend or "network"
+    name = flags.name or (Path(program.partition(":")[0]).stem if ".py" in program else program)
+    where = {"discovery": flags.discovery, "cluster": flags.cluster, "sandbox": flags.sandbox, "name": name}
+    try:
+        params = dict(map(_param, flags.param))
+        policy = Policy(**options)
+        connector(backend, **where)
+    except ProgramError as reason:
+        flags.parser.error(str(reason))
+    stages = load(program)
     common: dict[str, Any] = {
         "stages": stages,
-        "params": dict(map(_param, flags.param)),
+        "params": params,
+        "policy": policy,
         "backend": backend,
-        "discovery": flags.discovery,
-        "cluster": flags.cluster,
-        "sandbox": flags.sandbox,
         "checkpoint": flags.checkpoint,
-        "name": flags.name or Path(program.partition(":")[0]).stem,
-        **options,
+        **where,
     }
     progress = False if flags.quiet else None
     if flags.output is not None:
@@ -140,7 +153,8 @@ def run(flags: argparse.Namespace) -> int:
         pairs = job.pairs()
         if line is not None:
             line.end()
-        show(pairs, flags.format or stages[-1].output_format)
+        if not show(pairs, flags.format or stages[-1].output_format):
+            return EXIT_SIGPIPE
         report = job.report()
     finally:
         job.close()
@@ -151,8 +165,8 @@ def run(flags: argparse.Namespace) -> int:
     return EXIT_SKIPPED if report.failed else EXIT_OK
 
 
-def show(pairs: Any, form: str) -> None:
-    """Prints results as they would stand in a file."""
+def show(pairs: Any, form: str) -> bool:
+    """Prints results as they would stand in a file; False: whoever reads has enough, such as `| head`."""
     from ec262.storage.output import encoder  # noqa: PLC0415
 
     encode = encoder(form)
@@ -162,12 +176,19 @@ def show(pairs: Any, form: str) -> None:
             out.write(encode(key, value))
         out.flush()
     except BrokenPipeError:
-        sys.stderr.close()  # `| head` has seen enough
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def summarise(report: Report) -> None:
     """Tells on standard error what a job did and cost."""
     from ec262.jobs.report import duration_text  # noqa: PLC0415
+
+    def clean(text: str) -> str:
+        """Nothing that drives a terminal: names come from programs and from workers."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
     text = f"{report.map_tasks} map and {report.reduce_tasks} reduce tasks in {duration_text(report.elapsed_s)}"
     if report.credits_spent:
@@ -176,9 +197,10 @@ def summarise(report: Report) -> None:
         text += f", {report.retried} retried"
     print(text, file=sys.stderr)
     for name, count in report.counters.items():
-        print(f"{name}: {count}", file=sys.stderr)
+        print(f"{clean(name)}: {count}", file=sys.stderr)
     for failed in report.failed:
-        print(f"failed and skipped: {failed.label}: {failed.reason.splitlines()[0]}", file=sys.stderr)
+        reason = failed.reason.partition("\n")[0]
+        print(f"failed and skipped: {clean(failed.label)}: {clean(reason)}", file=sys.stderr)
     if report.files:
         print(
             f"written: {report.files[0]}" + (f" ... {report.files[-1]}" if len(report.files) > 1 else ""),
@@ -212,37 +234,55 @@ def _from_file(path: Path, name: str) -> list[Program]:
         found = getattr(module, name)
     except AttributeError:
         raise ProgramError(f"{path} has nothing called {name}") from None
+    wanted = f"{name} in {path} has to be an ec262.Program, a list of them, or a function without arguments that gives"
     if callable(found) and not isinstance(found, Program):
-        found = found()
+        try:
+            inspect.signature(found).bind()
+        except (TypeError, ValueError):
+            raise ProgramError(f"{wanted} either (FILE.py alone takes what is marked with @ec262.mapper)") from None
+        try:
+            found = found()
+        except Exception as reason:
+            raise ProgramError(f"{name}() in {path} failed: {_told(reason, path)}") from reason
     stages = list(found) if isinstance(found, Sequence) else [found]
     if not stages or not all(isinstance(stage, Program) for stage in stages):
-        raise ProgramError(f"{name} in {path} has to be an ec262.Program, a list of them, or a function that gives one")
+        raise ProgramError(f"{wanted} either")
     return stages
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # One that is called as a module that is there already must not take that one's place.
+    name = path.stem if path.stem not in sys.modules | dict.fromkeys(sys.stdlib_module_names) else f"{path.stem}_py"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SetupError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     sys.path.insert(0, str(path.parent.resolve()))  # as for a script: what stands beside it can be imported
     try:
         spec.loader.exec_module(module)
     except Exception as reason:
-        raise ProgramError(f"{path} cannot be loaded: {type(reason).__name__}: {reason}") from reason
+        raise ProgramError(f"{path} cannot be loaded: {_told(reason, path)}") from reason
     return module
 
 
+def _told(reason: Exception, path: Path) -> str:
+    """An exception, and the line of the file it comes from."""
+    lines = [f.lineno for f in traceback.extract_tb(reason.__traceback__) if Path(f.filename).name == path.name]
+    return f"{type(reason).__name__}: {reason}" + (f" (line {lines[-1]})" if lines else "")
+
+
 def _param(text: str) -> tuple[str, Any]:
-    """``NAME=VALUE``: the value is a Python literal where it looks like one, else text."""
+    """``NAME=VALUE``: the value is a Python literal where it looks like one of plain data, else text."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ProgramError(f"--param {text!r}: has to be NAME=VALUE")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        literal = ast.literal_eval(value)
+        encode_value(literal)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, ValueNotPortable):
         return name, value
+    return name, literal
 
 
 def _size(text: str) -> int:

@@ -58,6 +58,9 @@ class Task:
         parts: the input from when it is about to be leased until it is sealed.
         sealed: its tokens from then until all workers have them; `unpushed` says how many have not. `sealed_for`: the
             task's id, and so the key, that they were sealed for.
+        check: called with an accepted result's parts; raises `Malformed` if they are not what the task can have.
+        shunned: workers that gave such a result of it, or other bytes than they committed to: it goes to others, if
+            there are any.
         attempts: how often it was leased anew, under another id.
         losses: how often a worker that may have started it did not deliver.
         backups: how often a further worker was asked for because it took long; `asked_s`: when last.
@@ -70,6 +73,7 @@ class Task:
     load: Callable[[], list[bytes]]
     phase: Literal["map", "reduce"] = "map"
     label: str | Callable[[], str] = ""
+    check: Callable[[list[bytes]], None] | None = None
     digest: bytes = b""
     size: int = 0
     parts: list[bytes] | None = None
@@ -81,6 +85,7 @@ class Task:
     input_key: bytes = b""
     replicas: dict[str, Replica] = field(default_factory=dict)
     state: Literal["waiting", "out", "done", "failed"] = "waiting"
+    shunned: set[str] = field(default_factory=set)
     attempts: int = 0
     losses: int = 0
     backups: int = 0

@@ -12,6 +12,7 @@ keys: only its owner may read it, and it is locked, so that no two foremen go on
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -94,17 +95,18 @@ class Journal:
         self._dropped: dict[tuple[str, int], Dropped] = {}
         self._bundles: list[tuple[m.SealedReceipts, list[str]]] = []
         self._fd = -1
+        self._broken = False
         try:
             self._fd = _open(self.path)
             self._read()
+            if self._size > len(MAGIC) + self._live:
+                self._compact()
         except OSError as reason:
             self.close()
-            raise SetupError(f"the journal {self.path} cannot be used: {reason.strerror or reason}") from None
+            raise self._trouble(reason) from None
         except SetupError:
             self.close()
             raise
-        if self._size > len(MAGIC) + self._live:
-            self._compact()
 
     def close(self) -> None:
         """Closes the file and gives up its lock."""
@@ -203,10 +205,23 @@ class Journal:
 
     # --- the file ---
 
+    def _trouble(self, reason: OSError) -> SetupError:
+        advice = ""
+        if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = ": make room there, or give the job another checkpoint directory"
+        return SetupError(f"the journal {self.path} cannot be used: {reason.strerror or reason}{advice}")
+
     def _append(self, record: Record, owners: Iterable[str] = (), *, dead: bool = False) -> None:
+        """Raises SetupError once; the job ends of that, and what happens until then is not noted."""
+        if self._broken:
+            return
         body = encoder.encode(record)
         data = _HEAD.pack(len(body), zlib.crc32(body)) + body
-        _write(self._fd, data)
+        try:
+            _write(self._fd, data)
+        except OSError as reason:
+            self._broken = True
+            raise self._trouble(reason) from None
         if dead:
             self._size += len(data)
         else:
@@ -226,8 +241,12 @@ class Journal:
 
     def _release(self, task_id: str) -> None:
         self._forget(task_id)
-        if self._size - self._live > max(COMPACT_BYTES, self._live):
-            self._compact()
+        if self._size - self._live > max(COMPACT_BYTES, self._live) and not self._broken:
+            try:
+                self._compact()
+            except OSError as reason:
+                self._broken = True  # the file that is there says all that is needed
+                raise self._trouble(reason) from None
 
     def _forget(self, task_id: str) -> None:
         """The task's records are of no use, unless other tasks are in them."""

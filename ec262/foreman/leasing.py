@@ -9,7 +9,7 @@ import time
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from ec262.errors import InsufficientCredits, NoWorkers, ProblemError
+from ec262.errors import InsufficientCredits, LimitExceeded, NoWorkers, ProblemError
 from ec262.foreman.pushing import Pairs, Pushing
 from ec262.foreman.resuming import Resuming
 from ec262.foreman.schedule import Task
@@ -121,11 +121,16 @@ class Leasing:
         return tasks
 
     def _ready(self, task: Task) -> list[Task]:
-        """The task, loaded; nothing where a run before had leased it, and this one goes on with that."""
+        """The task, loaded; nothing where a run before had leased it, and this one goes on with that, or where it can
+        be sent to nobody."""
         self._session.phases.add(task.phase)
-        if self._resuming is not None and self._resuming.adopt(task):
+        try:
+            if self._resuming is not None and self._resuming.adopt(task):
+                return []
+            self._session.load(task)
+        except LimitExceeded as reason:
+            self._session.fail_task(task, reason)
             return []
-        self._session.load(task)
         return [task]
 
     def _put_back(self, tasks: list[Task]) -> None:

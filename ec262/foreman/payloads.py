@@ -11,12 +11,19 @@ from ec262.protocol import messages as m
 from ec262.protocol.canonical import decode_value
 from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
 from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
+from ec262.protocol.routes import route
 from ec262.protocol.sealing import seal, unseal
 
 TOKEN_BYTES = 4 * 1024 * 1024
 """Plain bytes a token; larger things travel as several."""
 PUSH_BYTES = 16 * 1024 * 1024
-"""About as much as one push carries."""
+"""As much as one push carries of several inputs; an input that is larger goes alone."""
+MAX_PUSH_BYTES = route("worker", "push_tasks").max_body_bytes
+"""A worker refuses longer pushes, unread."""
+BESIDES_BYTES = 1024 * 1024
+"""Left in a push for tickets and JSON."""
+MAX_FACTS_BYTES = 1024 * 1024
+"""Of a failure; a worker's sandbox says at most a quarter of it, in ASCII."""
 TEXT_CHARACTERS = 20_000
 """Most that is shown of a text from a worker."""
 
@@ -36,12 +43,41 @@ def seal_pieces(key: bytes, data: bytes) -> list[str]:
     return [seal(key, data[at : at + TOKEN_BYTES]) for at in range(0, max(1, len(data)), TOKEN_BYTES)]
 
 
+def sealed_size(size: int) -> int:
+    """Bytes of the tokens that so many plain bytes become, rather more than less."""
+    return (size + 80 * (size // TOKEN_BYTES + 1)) * 4 // 3 + 4
+
+
+def check_fits(task: Task, parts: Sequence[bytes], program_size: int) -> None:
+    """Whether a task's input can be sent to a worker at all: in one push, with the program.
+
+    Raises:
+        LimitExceeded: it cannot; says what to do.
+    """
+    size = sum(map(len, parts)) + 4 * len(parts) + 7
+    room = MAX_PUSH_BYTES - BESIDES_BYTES - sealed_size(program_size)
+    if sealed_size(size) <= room:
+        return
+    most = max(0, room) * 3 // 4
+    advice = (
+        "a smaller split_size, or split_by= where records span lines; of dictionaries and pairs a smaller "
+        "items_per_task, unless a single item is as large"
+        if task.phase == "map"
+        else "more reducers, or a combiner, unless a single key's values are as large"
+    )
+    raise LimitExceeded(
+        f"{describe(task)}: its input has {size / 1e6:.1f} MB, and a worker takes at most {most / 1e6:.1f} MB "
+        f"for one task: choose {advice}",
+        error_type="LimitExceeded",
+    )
+
+
 def batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
     """Borders of runs whose inputs together are about `PUSH_BYTES`; 0 and the end included."""
     borders = [0]
     size = 0
     for at, (task, _) in enumerate(pairs):
-        if size > PUSH_BYTES:
+        if size and size + task.size > PUSH_BYTES:
             borders.append(at)
             size = 0
         size += task.size
@@ -62,7 +98,7 @@ def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str]
         if result_commitment(parts) != verdict.commitment:
             raise Malformed("the result is not the one its worker committed to")
         return parts
-    facts = decode_value(parts[0]) if len(parts) == 1 else None
+    facts = decode_value(parts[0], room=0) if len(parts) == 1 and len(parts[0]) <= MAX_FACTS_BYTES else None
     if not isinstance(facts, dict) or verdict.kind is None:
         raise Malformed("a failure without its facts")
     agreed = ("limit",) if verdict.kind is Kind.LIMIT else ("type", "line")

@@ -29,9 +29,14 @@ class Pushing:
         self._session = session
         self._polling = polling
         self._has_program: set[str] = set()
+        self._withheld: dict[str, list[tuple[Replica, m.AssignedWorker]]] = {}
 
     def push(self, pairs: Pairs, workers: Sequence[m.AssignedWorker]) -> None:
-        """Sends replicas; an input is loaded and sealed once for those that go out together."""
+        """Sends replicas, but none to a worker that lied about the task before: see `send_withheld`."""
+        self._push(self._withhold(pairs, workers), workers)
+
+    def _push(self, pairs: Pairs, workers: Sequence[m.AssignedWorker]) -> None:
+        """An input is loaded and sealed once for those that go out together."""
         now = time.monotonic()
         by_worker: dict[str, Pairs] = {}
         for task, replica in pairs:
@@ -45,6 +50,36 @@ class Pushing:
                 continue
             for start, end in pairwise(batches(mine)):
                 self._session.spawn(self._push_to, worker, mine[start:end])
+
+    def _withhold(self, pairs: Pairs, workers: Sequence[m.AssignedWorker]) -> Pairs:
+        """Sends no task to a worker that gave a malformed result of it, until there turns out to be no other."""
+        session = self._session
+        sent = []
+        for task, replica in pairs:
+            # Another one has to be leased beside it, and be paid for.
+            room = len(task.replicas) < task.most_replicas and session.purse.affordable(1, 1)
+            if replica.worker_id not in task.shunned or not room:
+                sent.append((task, replica))
+                continue
+            worker = next(worker for worker in workers if worker.worker_id == replica.worker_id)
+            self._withheld.setdefault(task.task_id, []).append((replica, worker))
+            why = "gave another result than that of the task before"
+            session.lose(replica.worker_id, [replica.lease_id], why, started=False, final=True)
+        return sent
+
+    def send_withheld(self, task: Task, *, patient: bool) -> bool:
+        """There is no other worker now: sends the task to the one that it was withheld from, unless it is worth
+        waiting. Returns whether it did."""
+        if patient or task.any_out or task.task_id not in self._withheld:
+            return False
+        for replica, worker in self._withheld.pop(task.task_id):
+            self._session.schedule.expect_again(replica, time.monotonic(), self._session.timeout_s)
+            self._push([(task, replica)], [worker])
+        return True
+
+    def forget_withheld(self, task: Task) -> None:
+        """The task found another worker, or is leased anew."""
+        self._withheld.pop(task.task_id, None)
 
     def _push_to(self, worker: m.AssignedWorker, pairs: Pairs) -> None:
         wanted = [(task, replica) for task, replica in pairs if task.state == "out" and replica.out]

@@ -172,6 +172,13 @@ class Schedule:
         task.stuck_s = None
         return made
 
+    def expect_again(self, replica: Replica, now: float, timeout_s: float) -> None:
+        """A replica that was given up before it was sent is sent after all."""
+        replica.state, replica.leased_s = "out", now
+        self.peers[replica.worker_id].out += 1
+        self.bytes.expected += replica.expected
+        self._deadlines[replica.lease_id] = now + timeout_s
+
     # --- what workers say ---
 
     def reported(self, lease_id: str, tokens: list[str], now: float) -> Task | None:

@@ -13,7 +13,7 @@ from gevent.pool import Group
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import EC262Error, JobFailed
 from ec262.foreman.journal import Journal
-from ec262.foreman.payloads import describe, input_digest, seal_pieces
+from ec262.foreman.payloads import check_fits, describe, input_digest, seal_pieces
 from ec262.foreman.peers import PeerClient
 from ec262.foreman.purse import Purse
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
@@ -144,13 +144,16 @@ class Session:
 
         Raises:
             JobFailed: it is not what it was when it was first loaded.
+            LimitExceeded: it is too large to be sent to any worker.
         """
         if task.parts is None:
             parts = task.load()
             digest = input_digest(parts)
             if task.digest and digest != task.digest:
                 raise JobFailed(f"{describe(task)}: its input has changed while the job runs")
-            task.digest, task.parts = digest, parts
+            task.digest = digest
+            check_fits(task, parts, len(self._program))
+            task.parts = parts
             task.size = sum(map(len, parts))
             self.schedule.bytes.loaded(task.size)
         return task.parts

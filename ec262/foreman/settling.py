@@ -17,6 +17,9 @@ from ec262.protocol import messages as m
 
 log = logging.getLogger("ec262.foreman")
 
+OTHER_BYTES = "the bytes delivered are not that result"
+SHUN_S = 15.0
+"""How long a task waits for a worker that has not given a malformed result of it, where there are others."""
 SETTLE_TASKS = 500
 SETTLE_BUNDLES = 500
 SETTLE_LOST = 900
@@ -60,7 +63,7 @@ class Settling:
 
     def accept(self, task: Task, verdict: m.TaskVerdict) -> None:
         """Opens a paid result, checks it against the agreed commitment, and hands it on."""
-        junk = 0
+        liars: dict[str, str] = {}
         for key in verdict.keys:
             replica = task.replicas.get(key.lease_id)
             if replica is None or replica.tokens is None:
@@ -68,17 +71,27 @@ class Settling:
             try:
                 parts = open_result(verdict, key.result_key, replica.tokens, task)
             except (SealBroken, Malformed):
-                junk += 1
+                liars[key.worker_id] = OTHER_BYTES
                 continue
             except TaskFailed as reason:
                 self._session.fail_task(task, reason)
                 return
+            try:
+                if task.check is not None:
+                    task.check(parts)
+            except Malformed as reason:
+                # All that were paid gave this one: none of them has computed the task.
+                liars |= {paid.worker_id: f"is malformed: {reason}" for paid in verdict.keys}
+                break
             self._session.finish(task, parts)
             return
-        if junk:
-            log.warning("%s: the bytes of %d paid results are not what was committed to", describe(task), junk)
-        why = "its result was accepted and paid, but the bytes delivered are not that result"
-        self._session.start_over(task, why)
+        for worker_id, wrong in liars.items():
+            log.warning("worker %s: its result of %s was accepted and paid, but %s", worker_id, describe(task), wrong)
+        self._session.dissenters.update(liars)
+        task.shunned.update(liars)
+        self._pushing.forget_withheld(task)
+        wrong = "; ".join(f"{wrong} (worker {worker_id})" for worker_id, wrong in liars.items()) or OTHER_BYTES
+        self._session.start_over(task, f"its result was accepted and paid, but {wrong}")
 
     # --- inside ---
 
@@ -115,17 +128,26 @@ class Settling:
             elif verdict.verdict == "more" and verdict.task is not None:
                 pairs += [(task, replica) for replica in self._further(task, verdict.task)]
             elif verdict.verdict == "pending":
-                pending.append(task)
+                if not self._pushing.send_withheld(task, patient=self._others(task)):
+                    pending.append(task)
             else:
                 session.start_over(task, verdict.reason or "discovery forgot the task")
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
+
+    def _others(self, task: Task) -> bool:
+        """Whether to wait for another worker, of a task that one has lied about."""
+        schedule = self._session.schedule
+        shunned = sum(schedule.peers[worker_id].slots for worker_id in task.shunned if worker_id in schedule.peers)
+        waited_s = 0.0 if task.stuck_s is None else time.monotonic() - task.stuck_s
+        return schedule.slots_alive > shunned and waited_s < min(SHUN_S, self._session.policy.wait_for_workers_s / 2)
 
     def _further(self, task: Task, given: m.LeasedTask) -> list[Replica]:
         """Takes further replicas. Those known already were given for a lease that was named lost twice."""
         fresh = [replica for replica in given.replicas if replica.lease_id not in task.replicas]
         if not fresh:
             return []
+        self._pushing.forget_withheld(task)
         taken = self._session.take(task, msgspec.structs.replace(given, replicas=fresh))
         if any(replica.backed and replica.out for replica in task.replicas.values()):
             task.backups += 1

@@ -13,10 +13,16 @@ What a map task gives a reduce partition has lists as values: those of each key.
 Columns cost a tenth of what a list of pairs costs to encode, for most of the work is done by loops in C, and blocks let
 a reducer merge parts of any number while it holds one block of each. Standard library only: the sandbox's child
 loads it.
+
+Parts come from strangers. Whoever reads one finds out whether its keys are in order, each once, whether blocks are
+no larger than those written here, and that no group of values is empty. Whoever takes one from a stranger, to keep or
+to hand on, has it looked through first (`check_part`), which also bounds what a block may become in memory: a few bytes
+can stand for very many lists, or for one value many times.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -29,6 +35,7 @@ from ec262.protocol.canonical import (
     decode_value,
     encode_pairs,
     encode_value,
+    in_order,
     is_key,
     sort_key,
     sort_keys,
@@ -41,11 +48,21 @@ BLOCK_VALUES = 8192
 """A block ends with the key that brings it to so many values."""
 EMPTY = b""
 """A part without pairs."""
+BLOCK_MEMORY = 256 * 1024 * 1024
+MEMORY_A_BYTE = 16
+"""A stranger's block may become so many bytes of memory, or so many a byte that came if that is more. One of 8192
+values is far below, and so is one whose last key has millions; 16 million equal values of one key would be above."""
+_RUN_ITEM = 16
+_HEAVIEST = 72
+"""Bytes of memory: of an item of a counted run, and the most that one byte becomes but for these."""
 
 _FIXED = struct.Struct(">cII")
 _VARIED = struct.Struct(">cI")
 _TEXT, _BYTES = {str}, {bytes}
 _SIMPLE = frozenset({str, int, float, bool, type(None), bytes})
+_MOST_SIZES = 32 * BLOCK_KEYS
+"""Bytes of the lengths of a block's lists: no number has more than 20 digits."""
+_QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 Batch = tuple[list[Any], list[list[Any]]]
 """Keys in order, and for each the list of its values."""
@@ -145,8 +162,7 @@ def batches_of(part: bytes) -> Iterator[Batch]:
         Malformed: not what `encode_grouped` writes.
     """
     for keys, values in columns_of(part):
-        if set(map(type, values)) != {list}:
-            raise Malformed("a map part whose values are no lists")
+        _check_groups(values)
         yield keys, values
 
 
@@ -162,26 +178,98 @@ def pairs_of(part: bytes) -> Iterator[tuple[Any, Any]]:
 
 def columns_of(part: bytes) -> Iterator[tuple[list[Any], list[Any]]]:
     """The blocks of a part, keys and values. Raises as `pairs_of`."""
+    return _blocks_of(part, bounded=False)
+
+
+def check_part(part: bytes, *, grouped: bool) -> None:
+    """Looks through a part that a stranger made, a block at a time. Costs as much as reading it.
+
+    Args:
+        grouped: a map task's, else a reduce task's.
+
+    Raises:
+        Malformed: not what a task that was computed gives, or a block takes too much memory (see `BLOCK_MEMORY`).
+    """
+    for _, values in _blocks_of(part, bounded=True):
+        if grouped:
+            _check_groups(values)
+
+
+def _blocks_of(part: bytes, *, bounded: bool) -> Iterator[tuple[list[Any], list[Any]]]:
     if part == EMPTY:
         return
     columns = unframe_parts(part)
-    if len(columns) % 2:
+    if len(columns) % 2 or not columns:
         raise Malformed("a part that is not in blocks")
+    last: list[Any] = []
     for at in range(0, len(columns), 2):
-        keys, values = _read_column(columns[at]), _read_column(columns[at + 1], lists=True)
+        room = _room_of(columns[at], columns[at + 1]) if bounded else None
+        keys, values = _read_column(columns[at], room), _read_column(columns[at + 1], room, lists=True)
         columns[at] = columns[at + 1] = b""  # decoded, they are needed no more
-        if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
-            raise Malformed("a block with something that cannot be a key")
         if len(keys) != len(values):
             raise Malformed("a block with more or fewer keys than values")
-        if keys:
-            yield keys, values
+        if not 0 < len(keys) <= BLOCK_KEYS:
+            raise Malformed("a block with more keys than blocks have, or none")
+        try:
+            if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
+                raise Malformed("a block with something that cannot be a key")
+            if not (in_order(keys) and (not last or in_order([*last, keys[0]]))):
+                raise Malformed("keys that are out of order, or there twice")
+        except RecursionError:
+            raise Malformed("a key that is nested too deeply") from None
+        last = keys[-1:]
+        yield keys, values
 
 
-def _read_column(column: bytes, *, lists: bool = False) -> list[Any]:
+def _check_groups(values: list[Any]) -> None:
+    if set(map(type, values)) != {list}:
+        raise Malformed("a map part whose values are no lists")
+    if not all(values):
+        raise Malformed("a map part with a key that has no values")
+    if sum(map(len, values)) - len(values[-1]) >= BLOCK_VALUES:
+        raise Malformed("a block with more values than blocks have")
+
+
+def _room_of(*columns: bytes) -> int:
+    """How many items counted runs in a block may stand for.
+
+    Raises:
+        Malformed: without any, too much memory would be taken.
+    """
+    size = sum(map(len, columns))
+    limit = max(BLOCK_MEMORY, MEMORY_A_BYTE * size)
+    weight = size * _HEAVIEST
+    if weight > limit:
+        weight = sum(map(_weight, columns))
+    if weight > limit:
+        raise Malformed(f"a block of {size} bytes that would take {weight} of memory; at most {limit} are taken")
+    return (limit - weight) // _RUN_ITEM
+
+
+def _weight(column: bytes) -> int:
+    """How much memory a column takes when it is read, but for counted runs: rather more than less."""
+    size = len(column)
+    form = column[:1]
+    if form == b"s":
+        return (size if column.isascii() else 4 * size) + 68 * (column.count(b"\n") + 1)
+    if form in (b"f", b"v") and size >= _VARIED.size:
+        count: int = _VARIED.unpack_from(column)[1]
+        return size + (50 if form == b"f" else 90) * min(count, size)
+    if form == b"l" and size >= _VARIED.size:
+        return _weight(column[_VARIED.size + _VARIED.unpack_from(column)[1] :]) + 100 * BLOCK_KEYS
+    # JSON. Brackets in texts are none, but looking for these costs more than counting.
+    weight = _json_weight(column)
+    return weight if weight <= MEMORY_A_BYTE * size else _json_weight(_QUOTED.sub(b'""', column)) + size
+
+
+def _json_weight(column: bytes) -> int:
+    return 8 * len(column) + 72 * column.count(b"[") + 100 * column.count(b"{") + 26 * column.count(b'"')
+
+
+def _read_column(column: bytes, room: int | None, *, lists: bool = False) -> list[Any]:
     form = column[:1]
     if form == b"j":
-        items = decode_value(column[1:])
+        items = decode_value(column[1:], room=room)
         if type(items) is not list:
             raise Malformed("a column that is no list")
         return items
@@ -210,19 +298,26 @@ def _read_column(column: bytes, *, lists: bool = False) -> list[Any]:
             at += length
         return items
     if form == b"l" and lists and len(column) >= _VARIED.size:
-        return _read_lists(column)
+        return _read_lists(column, room)
     raise Malformed("a column of no known form")
 
 
-def _read_lists(column: bytes) -> list[Any]:
+def _read_lists(column: bytes, room: int | None) -> list[Any]:
     _, length = _VARIED.unpack_from(column)
     at = _VARIED.size + length
-    flat = _read_column(column[at:])
-    if not length:
+    sizes: Any = None
+    if length:
+        # Before anything else: lists without items could be any number.
+        if length > _MOST_SIZES:
+            raise Malformed("a column of more lists than blocks have")
+        sizes = decode_value(column[_VARIED.size : at], room=BLOCK_KEYS)
+        if type(sizes) is not list or (sizes and (set(map(type, sizes)) != {int} or min(sizes) < 0)):
+            raise Malformed("a column of lists without their lengths")
+    flat = _read_column(column[at:], room)
+    if sizes is None:
+        if len(flat) > BLOCK_KEYS:
+            raise Malformed("a column of more lists than blocks have")
         return [[value] for value in flat]
-    sizes = decode_value(column[_VARIED.size : at])
-    if type(sizes) is not list or (sizes and (set(map(type, sizes)) != {int} or min(sizes) < 0)):
-        raise Malformed("a column of lists without their lengths")
     if sum(sizes) != len(flat):
         raise Malformed("a column of lists whose lengths do not add up")
     lists: list[Any] = []

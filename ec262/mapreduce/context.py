@@ -15,6 +15,8 @@ from ec262.errors import ProgramError
 MAX_COUNTERS = 1000
 """Distinct names a task may count; what is counted travels with every result."""
 MAX_NAME = 200
+MAX_COUNT = 2**63 - 1
+"""What one task can count, by name."""
 
 
 class TaskState:
@@ -44,26 +46,34 @@ class Counter:
         """Adds a whole number, 0 or more.
 
         Raises:
-            ProgramError: anything else.
+            ProgramError: anything else, or the task's sum would be 2**63 or more.
         """
         if type(amount) is not int or amount < 0:
             raise ProgramError(f"counter {self.name!r}: add() takes a whole number from 0, not {amount!r:.80}")
-        self._counts[self.name] = self._counts.get(self.name, 0) + amount
+        count = self._counts.get(self.name, 0) + amount
+        if count > MAX_COUNT:
+            raise ProgramError(f"counter {self.name!r}: a task counts to 2**63 - 1")
+        self._counts[self.name] = count
 
 
 def counter(name: str) -> Counter:
     """The counter of that name in this task. Outside a task it counts into nothing.
 
     Raises:
-        ProgramError: not a name of 1 to 200 characters, or more than `MAX_COUNTERS` different ones.
+        ProgramError: no name for one (see `is_name`), or more than `MAX_COUNTERS` different ones.
     """
-    if type(name) is not str or not 1 <= len(name) <= MAX_NAME:
-        raise ProgramError(f"a counter's name is a text of 1 to {MAX_NAME} characters, not {name!r:.80}")
+    if not is_name(name):
+        raise ProgramError(f"a counter's name is a text of 1 to {MAX_NAME} printable characters, not {name!r:.80}")
     task = _task.get()
     counts = {} if task is None else task.counts
     if name not in counts and len(counts) >= MAX_COUNTERS:
         raise ProgramError(f"a task has {MAX_COUNTERS} counters already, {name!r:.80} would be one more")
     return Counter(name, counts)
+
+
+def is_name(name: object) -> bool:
+    """Whether something may be a counter's name. What is not printable could drive the terminal that shows it."""
+    return type(name) is str and 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
 def param(name: str, default: Any = None) -> Any:

@@ -22,6 +22,9 @@ Reducer = Callable[[Any, list[Any]], Any]
 Setup = Callable[[Mapping[str, Any]], None]
 
 MAX_PARTITIONS = 65_536
+MAX_HEADER = 1024 * 1024
+"""Bytes of a header in which its program is looked for; one that `MapHeaders` makes may have any number."""
+_MAX_COUNTERS_BYTES = context.MAX_COUNTERS * (12 * context.MAX_NAME + 32)
 SHIPPED = ("mapper", "reducer", "combiner", "partitioner", "setup", "params")
 """The fields of a program that travel to workers."""
 
@@ -114,7 +117,8 @@ def program_digest_of(header: bytes) -> str:
     Raises:
         Malformed: not a task's header.
     """
-    fields = decode_value(header)
+    # Outside the sandbox, and perhaps not a foreman's: a worker looks into headers that do not end as they should.
+    fields = decode_value(header, room=0) if len(header) <= MAX_HEADER else None
     if type(fields) is not dict or type(fields.get("program")) is not str:
         raise Malformed("the input names no program")
     return str(fields["program"])
@@ -164,16 +168,38 @@ def split_counters(made: list[bytes], expected: int) -> tuple[list[bytes], dict[
         expected: how many parts a task of this phase has.
 
     Raises:
-        Malformed: not so many parts, or counters that are none.
+        Malformed: not so many parts, or counters that no task can have.
     """
     if len(made) == expected:
         return made, {}
     if len(made) != expected + 1:
         raise Malformed(f"a result of {len(made)} parts where {expected} were wanted")
-    counts = decode_value(made[-1])
-    if type(counts) is not dict or not all(type(n) is str and type(c) is int and c >= 0 for n, c in counts.items()):
-        raise Malformed("a result whose counters are none")
+    counts = decode_value(made[-1], room=0) if len(made[-1]) <= _MAX_COUNTERS_BYTES else None
+    if type(counts) is not dict or not 1 <= len(counts) <= context.MAX_COUNTERS:
+        raise Malformed("a result whose counters are none, or too many")
+    if not all(context.is_name(n) and type(c) is int and 0 <= c <= context.MAX_COUNT for n, c in counts.items()):
+        raise Malformed("a result with a counter that no task can have")
     return made[:-1], counts
+
+
+def check_result(made: list[bytes], expected: int, *, grouped: bool) -> None:
+    """Looks through a result that a stranger gave: whether it is one that a task of this phase can have.
+
+    Costs as much as reading it. Afterwards whoever reads its parts finds nothing wrong with them.
+
+    Args:
+        made: as of `split_counters`; `expected` likewise.
+        grouped: a map task's, else a reduce task's.
+
+    Raises:
+        Malformed: it is not; says what is wrong.
+    """
+    parts, _ = split_counters(made, expected)
+    for number, part in enumerate(parts):
+        try:
+            blocks.check_part(part, grouped=grouped)
+        except Malformed as reason:
+            raise Malformed(f"part {number}: {reason}" if expected > 1 else str(reason)) from None
 
 
 # --- map ------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from operator import lt
 from typing import Any, NoReturn
 
 from ec262.errors import Malformed, ValueNotPortable
@@ -105,6 +107,16 @@ def comparable(kinds: set[type]) -> bool:
     return kinds <= _TEXT or kinds <= _NUMBERS or kinds <= _BYTES
 
 
+def in_order(keys: Sequence[Key]) -> bool:
+    """Whether keys stand in canonical order, each once.
+
+    Raises:
+        ValueNotPortable: something that cannot be a key. RecursionError: one that is nested too deeply.
+    """
+    places = keys if comparable(set(map(type, keys))) else list(map(sort_key, keys))
+    return all(map(lt, places, islice(places, 1, None)))
+
+
 def _first(pair: Pair) -> Any:
     return pair[0]
 
@@ -144,14 +156,20 @@ def encode_value(value: Value, *, where: str = "value") -> bytes:
         raise ValueNotPortable(f"{where}: {_why(reason)}") from None
 
 
-def decode_value(data: bytes) -> Value:
+def decode_value(data: bytes, *, room: int | None = None) -> Value:
     """The value that `encode_value` made bytes of.
+
+    Args:
+        room: how many items counted runs may stand for in all. A byte becomes up to 85 bytes of memory by these, of
+            everything else up to 32. None: any number, for bytes that are trusted or where memory is limited.
 
     Raises:
         Malformed: not canonical JSON of this format (NaN, unknown tag, too deep, integer too long, ...).
     """
+    # Three bytes are a count of `RUN` at most: of so few no runs become too many.
+    decoder = _decoder if room is None or RUN * len(data) <= 3 * room else _decoder_of(_untag_within(room))
     try:
-        return json.loads(data, object_hook=_untag, parse_constant=_no_constant, parse_float=_finite)
+        return decoder.decode(data.decode("ascii"))
     except Malformed:
         raise
     except (ValueError, RecursionError) as reason:
@@ -167,11 +185,14 @@ def decode_pairs(data: bytes) -> list[list[Any]]:
     pairs = decode_value(data)
     if type(pairs) is not list:
         raise Malformed("pairs are not an array")
-    for pair in pairs:
-        if type(pair) is not list or len(pair) != 2:
-            raise Malformed("a pair is not an array of two")
-        if type(pair[0]) is not str and not is_key(pair[0]):
-            raise Malformed("a pair's key has a type that cannot be a key")
+    try:
+        for pair in pairs:
+            if type(pair) is not list or len(pair) != 2:
+                raise Malformed("a pair is not an array of two")
+            if type(pair[0]) is not str and not is_key(pair[0]):
+                raise Malformed("a pair's key has a type that cannot be a key")
+    except RecursionError:
+        raise Malformed("a pair's key is nested too deeply") from None
     return pairs
 
 
@@ -276,6 +297,22 @@ def _untag(members: dict[str, Any]) -> Any:
     raise Malformed("an object that is no known tag")
 
 
+def _untag_within(room: int) -> Callable[[dict[str, Any]], Any]:
+    """As `_untag`, but counted runs stand for at most so many items together."""
+    left = room
+
+    def untag(members: dict[str, Any]) -> Any:
+        nonlocal left
+        counts = members.get("n")
+        if type(counts) is list:
+            left -= RUN * (len(counts) - 1)
+            if left < 0:
+                raise Malformed("counts of equal items that would take too much memory")
+        return _untag(members)
+
+    return untag
+
+
 def _equal(inner: list[Any]) -> list[Any]:
     if len(inner) < 2 or type(inner[0]) not in (int, str) or inner[1:-1].count(RUN) != len(inner) - 2:
         raise Malformed("equal items without their counts")
@@ -309,3 +346,10 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise Malformed("a number beyond the range of a double")
     return number
+
+
+def _decoder_of(hook: Callable[[dict[str, Any]], Any]) -> json.JSONDecoder:
+    return json.JSONDecoder(object_hook=hook, parse_constant=_no_constant, parse_float=_finite)
+
+
+_decoder = _decoder_of(_untag)

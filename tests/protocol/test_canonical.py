@@ -15,7 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ec262.errors import Malformed, ValueNotPortable
-from ec262.protocol.canonical import decode_pairs, decode_value, encode_pairs, encode_value, sort_key, sort_pairs
+from ec262.protocol.canonical import (
+    decode_pairs,
+    decode_value,
+    encode_pairs,
+    encode_value,
+    in_order,
+    sort_key,
+    sort_pairs,
+)
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -426,3 +434,25 @@ def test_equal_is_not_alike_enough_to_be_counted() -> None:
 def test_a_few_bytes_cannot_claim_any_amount_of_items(counts: str) -> None:
     with pytest.raises(Malformed):
         decode_value(b'{"n":[' + counts.encode() + b"]}")
+
+
+# --- order, and what strangers' bytes may become ---------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [[], ["a"], ["a", "b"], [None, True, 1.5, "a", b"a", (1,), (1, 2)], [b"a", b"b"]])
+def test_keys_in_order(keys: list[Any]) -> None:
+    assert in_order(keys)
+    assert not keys[:1] or not in_order([*keys, keys[0]])
+
+
+@pytest.mark.parametrize("data", [b"\xff", '["é"]'.encode(), '["e"]'.encode("utf-16"), b"\xef\xbb\xbf[]"])
+def test_what_is_not_ascii_is_not_canonical(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_value(data)
+
+
+def test_counted_runs_have_to_fit_into_the_room_that_there_is() -> None:
+    data = encode_value([["x"] * 100, ["y"] * 100])
+    assert decode_value(data, room=256) == [["x"] * 100, ["y"] * 100]
+    with pytest.raises(Malformed, match="memory"):
+        decode_value(data, room=255)
