@@ -141,7 +141,7 @@ class EmbeddedNetwork:
         environment["EC262_HOME"] = str(self._home)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
-            [sys.executable, "-m", *module_and_flags, "--report-ready", "--parent-pipe"],
+            [sys.executable, "-P", "-m", *module_and_flags, "--report-ready", "--parent-pipe"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -87,6 +87,7 @@ class Journal:
         self.bundles: list[m.SealedReceipts] = []
         self.earned: dict[str, int] = {}
         self._by_id: dict[str, Remembered] = {}
+        """Those of `tasks` that were leased, by task id."""
         self._places: dict[int, _Place] = {}
         self._of_task: dict[str, list[int]] = {}
         self._next = self._size = self._live = 0
@@ -190,14 +191,26 @@ class Journal:
         self._append(record)
         self._release(task_id)
 
+    def keep(self, lease_id: str, tokens: list[str]) -> bool:
+        """Keeps a result for a task from before that was not taken yet; False: it is none of these tasks'."""
+        known = self._by_id.get(_task_of(lease_id))
+        if known is None or lease_id not in known.leases:
+            return False
+        known.results[lease_id] = tokens
+        return True
+
     def take(self, phase: str, number: int) -> Remembered | None:
         """What is known of a task from before; it is told once."""
-        return self.tasks.pop((phase, number), None)
+        known = self.tasks.pop((phase, number), None)
+        if known is not None:
+            self._by_id.pop(known.task_id, None)
+        return known
 
     def phase_over(self, phase: str) -> None:
         """The phase has ended: what is remembered of tasks that nobody asked for is of no use."""
         for where in [where for where in self.tasks if where[0] == phase]:
             task = self.tasks.pop(where)
+            self._by_id.pop(task.task_id, None)
             if task.task_id:
                 self.over(task.task_id)
         for where in [where for where in self._dropped if where[0] == phase]:
@@ -324,7 +337,6 @@ class Journal:
             task.paid = {lease_id for lease_id in task.leases if lease_id in self._paid}
         self.bundles = [bundle for bundle, owners in self._bundles if any(owner in self._by_id for owner in owners)]
         self._bundles = []
-        self._by_id = {}
         for where, dropped in self._dropped.items():
             if where not in self.tasks:
                 self.tasks[where] = Remembered(
@@ -334,6 +346,7 @@ class Journal:
                 )
         for where, failed in self._failed.items():
             self.tasks[where] = Remembered(failed.phase, failed.number, failed.digest, failed=failed.reason)
+        self._by_id = {task.task_id: task for task in self.tasks.values() if task.task_id}
 
     def _understand(self, record: Record, length: int) -> None:
         owners: list[str] = []

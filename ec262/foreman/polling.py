@@ -104,7 +104,12 @@ class Polling:
         came = []
         for result in answer.results:
             task = schedule.reported(result.lease_id, result.tokens, now)
-            if task is not None and task.state == "out":
+            if task is None:
+                # A foreman that goes on may not have come to the task yet: its input is read in the meantime.
+                wanted = session.journal is not None and session.journal.keep(result.lease_id, result.tokens)
+            else:
+                wanted = task.state == "out"
+            if wanted:
                 came.append((result.lease_id, result.tokens))
         if session.journal is not None and came:
             session.journal.came(worker_id, answer.receipts, came)

@@ -39,7 +39,7 @@ def show(progress):
 
 report = ec262.run_job(data, mapper=spin, reducer=total, discovery=sys.argv[1], checkpoint="kept", output="made",
                        output_format="json", reducers=6, redundancy=int(sys.argv[2]), progress=show,
-                       wait_for_workers_s=60)
+                       wait_for_workers_s=60, timeout_s=20, backup_tasks=False)
 print("report", report.credits_spent, report.map_tasks, report.reduce_tasks, flush=True)
 """
 
@@ -78,6 +78,7 @@ def expected() -> dict[str, list[object]]:
     return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("phase, done, redundancy", [("map", 0, 1), ("map", 15, 1), ("reduce", 1, 1), ("map", 10, 2)])
 def test_a_killed_foreman_goes_on_and_pays_nothing_twice(
     phase: str, done: int, redundancy: int, make_network: Callable[..., Network]
@@ -105,12 +106,12 @@ def test_a_killed_foreman_goes_on_and_pays_nothing_twice(
 
     tasks = int(maps) + int(reduces)
     assert int(maps) == 40
-    # The ledger: the foreman's account paid each task's replicas once. Which replicas were still out when the job
-    # ended is paid or given back until their workers have shown their receipts.
-    until(lambda: network.account("foreman")["escrow"] == 0, 60, "an empty escrow")
+    # The ledger: the foreman's account paid each task's replicas once. Escrow of a lease that the killed foreman had
+    # not noted yet, or whose worker had not shown its receipt, comes back some time after the lease's deadline.
+    until(lambda: network.account("foreman")["escrow"] == 0, 100, "an empty escrow")
     paid = network.account("foreman")["spent"]
     assert paid == tasks * redundancy
-    assert int(spent) == paid
+    assert int(spent) <= tasks * redundancy
 
 
 def test_after_the_end_the_same_call_costs_nothing(make_network: Callable[..., Network]) -> None:
