@@ -21,7 +21,7 @@ from ec262.backends.spool import Spool
 from ec262.credentials import Account, CredentialStore
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.embedded import embedded_network
-from ec262.errors import EC262Error, InsufficientCredits, JobCancelled, JobFailed, NetworkError
+from ec262.errors import EC262Error, InsufficientCredits, JobCancelled, JobFailed, NetworkError, SetupError
 from ec262.foreman.engine import Engine
 from ec262.foreman.journal import Journal
 from ec262.foreman.rehearsal import rehearse
@@ -88,7 +88,7 @@ class NetworkBackend(Backend):
     def run_stage(self, stage: Stage) -> Spool:
         """See `Backend`."""
         assert self._client is not None
-        packed = pack_program(stage.program)
+        packed = _packed(stage)
         if stage.number:
             self._rehearse(stage, packed)
         mapper = stage.program.mapper
@@ -339,6 +339,24 @@ _CHECK_REDUCE = partial(check_result, expected=1, grouped=False)
 def _check_map(partitions: int) -> Callable[[list[bytes]], None]:
     """What looks through a map task's result before it is believed."""
     return partial(check_result, expected=partitions, grouped=True)
+
+
+def _packed(stage: Stage) -> bytes:
+    """The program as it travels. With a checkpoint as it did the first time: tasks under way are known by its digest,
+    and equal functions need not give equal bytes in another process."""
+    if stage.directory is None:
+        return pack_program(stage.program)
+    path = stage.directory / f"program-{stage.number}"
+    try:
+        if path.exists():
+            return path.read_bytes()
+        packed = pack_program(stage.program)
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(packed)
+        fresh.replace(path)
+    except OSError as reason:
+        raise SetupError(f"the checkpoint {stage.directory} cannot be used: {reason.strerror}") from None
+    return packed
 
 
 def _beside(load: Callable[[], list[bytes]]) -> list[bytes]:

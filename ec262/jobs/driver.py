@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ec262.mapreduce.blocks import columns_of, pairs_of
 from ec262.mapreduce.program import Program
 from ec262.policy import Policy
 from ec262.protocol.canonical import sort_key, sort_keys
+from ec262.protocol.framing import unframe_parts
 from ec262.sandbox.pack import NotShippable, pack_program
 
 _NO_KEY = object()
@@ -216,8 +218,14 @@ def _identity(plan: Plan, source: Source) -> dict[str, Any]:
 
 
 def _name_program(program: Program) -> str:
-    """What tells the program from another: its code and all it refers to."""
+    """What tells the program from another: its source and all it refers to.
+
+    Of what travels the pickle is left out where there is source: equal functions give other pickles when Python has
+    read them from its cache of compiled files.
+    """
     try:
-        return digest_of(pack_program(program, allowed=everything_here()))
+        packed = pack_program(program, allowed=everything_here())
     except NotShippable as reason:
         raise ProgramError(f"checkpoint= needs a program that can be told from others by its code: {reason}") from None
+    _, pickled, recipe, *_ = unframe_parts(packed)
+    return digest_of(pickled if "why" in json.loads(recipe) else recipe)
