@@ -19,8 +19,10 @@ help:
 demo: venv
 	@$(IN) example.py
 
+# In two processes: tests of whole networks mostly wait for each other's processes, the others compute.
 test: venv-dev
-	@$(IN) -m pytest -m "not slow"
+	@$(IN) -m pytest -m "not slow" --ignore=tests/acceptance & others=$$!; trap 'kill $$others' INT TERM; \
+	$(IN) -m pytest -m "not slow" tests/acceptance; networks=$$?; wait $$others && exit $$networks
 
 test-all: venv-dev
 	@$(IN) -m pytest
