@@ -21,8 +21,7 @@ demo: venv
 
 # In two processes: tests of whole networks mostly wait for each other's processes, the others compute.
 test: venv-dev
-	@$(IN) -m pytest -m "not slow" --ignore=tests/acceptance & others=$$!; trap 'kill $$others' INT TERM; \
-	$(IN) -m pytest -m "not slow" tests/acceptance; networks=$$?; wait $$others && exit $$networks
+	@$(IN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: venv-dev
 	@$(IN) -m pytest

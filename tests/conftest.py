@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from discovery.settings import Settings
 from discovery.store.server import start_server
 
 MakeDiscovery = Callable[..., Discovery]
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
