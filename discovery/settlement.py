@@ -96,7 +96,7 @@ class Settlement:
             )
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
-    def show(self, worker_id: str, tokens: Sequence[str]) -> None:
+    def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         shown, _ = self._open([m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens])
         for start in range(0, len(shown), SWEEP_BATCH):

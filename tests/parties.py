@@ -122,7 +122,7 @@ class Worker:
         )
         self.registered = self.caller.call("POST", "/v1/workers", m.WorkerRegistered, body)
 
-    def heartbeat(self, *tokens: str) -> m.HeartbeatAnswer:
+    def heartbeat(self, *tokens: bytes) -> m.HeartbeatAnswer:
         """Says that it is alive, and shows receipts."""
         path = f"/v1/workers/{self.worker_id}/heartbeats"
         return self.caller.call(
@@ -155,7 +155,7 @@ class Worker:
         key: bytes | None = None,
         worker_id: str | None = None,
         epoch: int | None = None,
-    ) -> str:
+    ) -> bytes:
         """A receipt bundle, true unless arguments say otherwise."""
         return seal_receipts(
             key or self.registered.worker_key,

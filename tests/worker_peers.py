@@ -73,7 +73,7 @@ class Foreman:
             made.append(lease_id)
         return made
 
-    def bundle(self, leases: list[str], **changes: Any) -> str:
+    def bundle(self, leases: list[str], **changes: Any) -> bytes:
         """Their tickets, as discovery seals them."""
         fields: dict[str, Any] = {
             "worker_id": WORKER_ID, "epoch": EPOCH, "job_id": self.job_id, "program_key": self.program_key,
@@ -82,7 +82,7 @@ class Foreman:
         worker_key = changes.pop("worker_key", WORKER_KEY)
         return seal_tickets(worker_key, TicketBundle(**{**fields, **changes}))
 
-    def message(self, leases: list[str], *, program: bool = True, tickets: str = "") -> m.PushTasks:
+    def message(self, leases: list[str], *, program: bool = True, tickets: bytes = b"") -> m.PushTasks:
         """A push of these leases."""
         return m.PushTasks(
             tickets=tickets or self.bundle(leases),

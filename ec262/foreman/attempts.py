@@ -34,7 +34,7 @@ class Replica:
     worker_id: str
     leased_s: float = 0.0
     state: Literal["out", "late", "gone", "came"] = "out"
-    tokens: list[str] | None = None
+    tokens: list[bytes] | None = None
     pushed: bool = False
     backed: bool = False
     expected: int = 0
@@ -77,7 +77,7 @@ class Task:
     digest: bytes = b""
     size: int = 0
     parts: list[bytes] | None = None
-    sealed: list[str] | None = None
+    sealed: list[bytes] | None = None
     sealed_bytes: int = 0
     sealed_for: str = ""
     unpushed: int = 0

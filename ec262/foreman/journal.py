@@ -159,7 +159,7 @@ class Journal:
         """A worker has taken leases."""
         self._append(Pushed(lease_ids), _tasks_of(lease_ids))
 
-    def came(self, worker_id: str, receipts: str, results: list[tuple[str, list[str]]]) -> None:
+    def came(self, worker_id: str, receipts: bytes, results: list[tuple[str, list[bytes]]]) -> None:
         """Results came. To be called before they are settled, and before the worker is told that they came."""
         self._append(Came(worker_id, receipts, results), _tasks_of(lease_id for lease_id, _ in results))
 
@@ -191,7 +191,7 @@ class Journal:
         self._append(record)
         self._release(task_id)
 
-    def keep(self, lease_id: str, tokens: list[str]) -> bool:
+    def keep(self, lease_id: str, tokens: list[bytes]) -> bool:
         """Keeps a result for a task from before that was not taken yet; False: it is none of these tasks'."""
         known = self._by_id.get(_task_of(lease_id))
         if known is None or lease_id not in known.leases:
@@ -358,7 +358,7 @@ class Journal:
                 self.poll_key, self.program_key = poll_key, program_key
             case Met(worker_id, address, port, slots):
                 self.workers[worker_id] = m.AssignedWorker(
-                    worker_id=worker_id, address=address, port=port, slots=slots, tickets=""
+                    worker_id=worker_id, address=address, port=port, slots=slots, tickets=b""
                 )
             case Leased(phase, number, digest, task_id, input_key, attempts, losses, price, leases):
                 task = self._by_id.setdefault(task_id, Remembered(phase, number, digest, task_id, input_key))

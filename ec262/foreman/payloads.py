@@ -12,7 +12,7 @@ from ec262.protocol.canonical import decode_value
 from ec262.protocol.framing import frame_parts, parts_digest, unframe_parts
 from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
 from ec262.protocol.routes import route
-from ec262.protocol.sealing import seal, unseal
+from ec262.protocol.sealing import OVERHEAD_BYTES, seal, unseal
 
 TOKEN_BYTES = 4 * 1024 * 1024
 """Plain bytes a token; larger things travel as several."""
@@ -21,7 +21,7 @@ PUSH_BYTES = 16 * 1024 * 1024
 MAX_PUSH_BYTES = route("worker", "push_tasks").max_body_bytes
 """A worker refuses longer pushes, unread."""
 BESIDES_BYTES = 1024 * 1024
-"""Left in a push for tickets and JSON."""
+"""Left in a push for tickets and what is around the tokens."""
 MAX_FACTS_BYTES = 1024 * 1024
 """Of a failure; a worker's sandbox says at most a quarter of it, in ASCII."""
 TEXT_CHARACTERS = 20_000
@@ -33,19 +33,19 @@ def input_digest(parts: Sequence[bytes]) -> bytes:
     return parts_digest(parts, domain=b"input")
 
 
-def seal_input(task: Task, parts: Sequence[bytes]) -> list[str]:
+def seal_input(task: Task, parts: Sequence[bytes]) -> list[bytes]:
     """A task's input as tokens, the same for all its replicas."""
     return seal_pieces(task.input_key, frame_parts(parts))
 
 
-def seal_pieces(key: bytes, data: bytes) -> list[str]:
+def seal_pieces(key: bytes, data: bytes) -> list[bytes]:
     """Bytes of any length as tokens."""
     return [seal(key, data[at : at + TOKEN_BYTES]) for at in range(0, max(1, len(data)), TOKEN_BYTES)]
 
 
 def sealed_size(size: int) -> int:
     """Bytes of the tokens that so many plain bytes become, rather more than less."""
-    return (size + 80 * (size // TOKEN_BYTES + 1)) * 4 // 3 + 4
+    return size + (OVERHEAD_BYTES + 5) * (size // TOKEN_BYTES + 1)
 
 
 def check_fits(task: Task, parts: Sequence[bytes], program_size: int) -> None:
@@ -58,7 +58,7 @@ def check_fits(task: Task, parts: Sequence[bytes], program_size: int) -> None:
     room = MAX_PUSH_BYTES - BESIDES_BYTES - sealed_size(program_size)
     if sealed_size(size) <= room:
         return
-    most = max(0, room) * 3 // 4
+    most = max(0, room)
     advice = (
         "a smaller split_size, or split_by= where records span lines; of dictionaries and pairs a smaller "
         "items_per_task, unless a single item is as large"
@@ -86,7 +86,7 @@ def batches(pairs: Sequence[tuple[Task, Replica]]) -> list[int]:
     return borders
 
 
-def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[str], task: Task) -> list[bytes]:
+def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[bytes], task: Task) -> list[bytes]:
     """A paid result's parts, when they are what was agreed on.
 
     Raises:

@@ -24,7 +24,6 @@ POLL_S = 4.0
 """Beyond the time a poll waits."""
 RESULT_WAIT_S = 6.0
 LARGE_BODY = 256 * 1024
-_JSON = {"Content-Type": "application/json"}
 _NOT_REACHED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -82,14 +81,17 @@ class PeerClient:
         Raises:
             PeerUnreachable: no answer. ProblemError: refused, with the reason.
         """
-        body = m.encode(pushed)
-        return self._call(self._pushes, "POST", route("worker", "push_tasks").path, m.Pushed, body, _JSON)
+        body = m.encode(pushed, m.PACKED)
+        target, headers = route("worker", "push_tasks").path, {"Content-Type": m.PACKED}
+        return self._call(self._pushes, "POST", target, m.Pushed, body, headers)
 
     def results(self, *, after: int) -> m.Results:
         """Waits up to `RESULT_WAIT_S` for results past a cursor. Raises as `push`."""
         target = route("worker", "fetch_results").path.replace("<job_id>", self._job_id)
         target += "?" + urlencode({"after": after, "wait_s": RESULT_WAIT_S})
-        return self._call(self._polls, "GET", target, m.Results, b"", self._signed("GET", target))
+        return self._call(
+            *(self._polls, "GET", target, m.Results, b""), {"Accept": m.PACKED, **self._signed("GET", target)}
+        )
 
     def cancel(self) -> m.Cancelled:
         """Has the worker give back what it has not started. Raises as `push`."""
@@ -118,6 +120,7 @@ class PeerClient:
             try:
                 answer = bytes(response.read(MAX_ANSWER_BYTES + 1))
                 status = int(response.status_code)
+                media = str(response.get("content-type", m.JSON))
             finally:
                 response.release()
         except gevent.GreenletExit:
@@ -134,7 +137,7 @@ class PeerClient:
         if status != 200:
             raise _refusal(status, answer)
         try:
-            return m.decode(kind, answer)
+            return m.decode(kind, answer, media)
         except Malformed as reason:
             raise PeerUnreachable(f"the worker's answer is not of the protocol: {reason}") from None
 

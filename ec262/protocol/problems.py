@@ -34,7 +34,7 @@ _KINDS = (
     ProblemKind("length-required", 411, "The request does not say how long its body is"),
     ProblemKind("body-too-large", 413, "The body is larger than this route takes"),
     ProblemKind("uri-too-long", 414, "The request's path and query are longer than this service takes"),
-    ProblemKind("unsupported-media-type", 415, "The body has to be application/json"),
+    ProblemKind("unsupported-media-type", 415, "The body is of no media type that this route takes"),
     ProblemKind("headers-too-large", 431, "The request's headers are larger than this service takes"),
     ProblemKind("internal-error", 500, "The service has a fault; its log says more"),
     ProblemKind("busy", 503, "Too many large requests at once: try again later"),

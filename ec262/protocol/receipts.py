@@ -78,12 +78,12 @@ def failure_commitment(kind: Kind, *facts: str) -> bytes:
     return parts_digest(encoded, domain=b"failure " + kind.value.encode())
 
 
-def seal_receipts(worker_key: bytes, bundle: ReceiptBundle) -> str:
+def seal_receipts(worker_key: bytes, bundle: ReceiptBundle) -> bytes:
     """The bundle as a token that only discovery and this worker can open or make."""
     return seal(derive(worker_key, Label.RECEIPT_SEAL), _encoder.encode(bundle))
 
 
-def open_receipts(worker_key: bytes, token: str, *, worker_id: str) -> ReceiptBundle:
+def open_receipts(worker_key: bytes, token: bytes, *, worker_id: str) -> ReceiptBundle:
     """The receipts a worker sealed.
 
     Raises:

@@ -55,12 +55,12 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(TicketBundle)
 
 
-def seal_tickets(worker_key: bytes, bundle: TicketBundle) -> str:
+def seal_tickets(worker_key: bytes, bundle: TicketBundle) -> bytes:
     """The bundle as a token for the worker that holds `worker_key`."""
     return seal(derive(worker_key, Label.TICKET_SEAL), _encoder.encode(bundle))
 
 
-def open_tickets(worker_key: bytes, token: str, *, worker_id: str, epoch: int) -> TicketBundle:
+def open_tickets(worker_key: bytes, token: bytes, *, worker_id: str, epoch: int) -> TicketBundle:
     """What discovery permits this worker in this epoch.
 
     Raises:

@@ -36,7 +36,7 @@ class HeldTask:
 
     __slots__ = ("job", "payload", "size", "ticket")
 
-    def __init__(self, job: HeldJob, ticket: Ticket, payload: list[str], size: int) -> None:
+    def __init__(self, job: HeldJob, ticket: Ticket, payload: list[bytes], size: int) -> None:
         self.job = job
         self.ticket = ticket
         self.payload = payload
@@ -179,7 +179,7 @@ class Holdings:
         self.jobs.move_to_end((bundle.job_id, bundle.poll_key))
         return m.Pushed(taken=self._enqueue(job, tickets, push.tasks, capacity))
 
-    def _admit(self, bundle: TicketBundle, program: list[str], job: HeldJob | None, now_s: float) -> HeldJob:
+    def _admit(self, bundle: TicketBundle, program: list[bytes], job: HeldJob | None, now_s: float) -> HeldJob:
         from_key = bundle.program_key
         size = sum(map(len, program))
         if size > self._settings.program_bytes:

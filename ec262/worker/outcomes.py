@@ -21,7 +21,7 @@ PIECE_BYTES = min(4 * 1024 * 1024, MAX_SEALED_BYTES)
 class Sealed(NamedTuple):
     """A finished lease: the sealed result, its receipt, and how many bytes the tokens have."""
 
-    tokens: list[str]
+    tokens: list[bytes]
     receipt: Receipt
     size: int
 
@@ -32,7 +32,7 @@ def name_program(blob: bytes) -> tuple[str, bytes]:
     return digest, encode_value(["program", digest]) + b"]}"
 
 
-def open_input(ticket: Ticket, payload: Sequence[str], *, digest: str, header_tail: bytes) -> list[bytes]:
+def open_input(ticket: Ticket, payload: Sequence[bytes], *, digest: str, header_tail: bytes) -> list[bytes]:
     """A task's input parts, when they are exactly what was leased.
 
     Args:
@@ -92,8 +92,8 @@ def _seal(ticket: Ticket, kind: Kind, commitment: bytes, framed: bytes, cpu_s: f
     key = ticket.result_key
     if len(framed) <= PIECE_BYTES:
         token = seal(key, framed)
-        digests = [hashlib.sha256(token.encode("ascii")).digest()]
+        digests = [hashlib.sha256(token).digest()]
         return Sealed([token], Receipt(ticket.lease_id, kind, commitment, digests, cpu_s), len(token))
     tokens = [seal(key, framed[start : start + PIECE_BYTES]) for start in range(0, len(framed), PIECE_BYTES)]
-    digests = [hashlib.sha256(token.encode("ascii")).digest() for token in tokens]
+    digests = [hashlib.sha256(token).digest() for token in tokens]
     return Sealed(tokens, Receipt(ticket.lease_id, kind, commitment, digests, cpu_s), sum(map(len, tokens)))

@@ -89,12 +89,12 @@ class Api:
             queued=sum(len(job.queue) for job in self._holdings.jobs.values()),
         )
 
-    def push_tasks(self, content: bytes) -> m.Message:
+    def push_tasks(self, content: bytes, media: str) -> m.Message:
         """POST /v1/tasks: the tickets come first; of a sender without good ones nothing else is looked at."""
         standing = self._standing()
-        token = m.decode(_TicketsOnly, content).tickets
+        token = m.decode(_TicketsOnly, content, media).tickets
         bundle, tickets = self._open(standing, token)
-        push = m.decode(m.PushTasks, content)
+        push = m.decode(m.PushTasks, content, media)
         pushed = self._holdings.take(bundle, tickets, push, capacity=standing.capacity, now_s=self._now_s())
         if pushed.taken:
             self._runner.wake()
@@ -184,12 +184,9 @@ class Api:
             raise ProblemError(503, "unavailable", "this worker is not registered with discovery at the moment")
         return standing
 
-    def _open(self, standing: Standing, token: str) -> tuple[TicketBundle, dict[str, Ticket]]:
+    def _open(self, standing: Standing, token: bytes) -> tuple[TicketBundle, dict[str, Ticket]]:
         """The bundle in a token; a large bundle that comes with many pushes is opened once."""
-        try:
-            mark = (standing.worker_key, standing.epoch, hashlib.sha256(token.encode("ascii")).digest())
-        except UnicodeEncodeError:
-            raise TicketRefused("the ticket was not sealed for this worker, or was changed on its way") from None
+        mark = (standing.worker_key, standing.epoch, hashlib.sha256(token).digest())
         opened = self._opened.get(mark)
         if opened is None:
             bundle = open_tickets(standing.worker_key, token, worker_id=standing.worker_id, epoch=standing.epoch)
@@ -240,10 +237,11 @@ class Api:
             if route.request is None:
                 made = view(**arguments)
             else:
-                if request.mimetype != "application/json":
-                    return problem("unsupported-media-type", "send the body as Content-Type: application/json")
-                made = view(request.get_data(cache=False))
-            return Response(m.encode(made), content_type="application/json")
+                if request.mimetype not in (m.JSON, m.PACKED):
+                    return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
+                made = view(request.get_data(cache=False), request.mimetype)
+            media = m.PACKED if request.headers.get("Accept") == m.PACKED else m.JSON
+            return Response(m.encode(made, media), content_type=media)
 
         return answer
 

@@ -75,6 +75,7 @@ anything = st.recursive(
 def test_messages_come_back(kind: type[m.Message], data: st.DataObject) -> None:
     message = data.draw(messages_of(kind))
     assert m.decode(kind, m.encode(message)) == message
+    assert m.decode(kind, m.encode(message, m.PACKED), m.PACKED) == message
 
 
 @every_kind
@@ -113,25 +114,26 @@ def test_a_missing_field_is_named(kind: type[m.Message], data: st.DataObject) ->
                 m.decode(kind, json.dumps(rest).encode())
 
 
-def never_anything_else(kind: type[m.Message], body: bytes) -> None:
+def never_anything_else(kind: type[m.Message], body: bytes, media: str = m.JSON) -> None:
     try:
-        message = m.decode(kind, body)
+        message = m.decode(kind, body, media)
     except Malformed:
         return
-    assert m.decode(kind, m.encode(message)) == message
+    assert m.decode(kind, m.encode(message, media), media) == message
 
 
+@pytest.mark.parametrize("media", [m.JSON, m.PACKED])
 @every_kind
 @QUICK
 @given(data=st.data())
-def test_changed_bodies_are_messages_or_malformed(kind: type[m.Message], data: st.DataObject) -> None:
-    body = bytearray(m.encode(data.draw(messages_of(kind))))
+def test_changed_bodies_are_messages_or_malformed(kind: type[m.Message], media: str, data: st.DataObject) -> None:
+    body = bytearray(m.encode(data.draw(messages_of(kind)), media))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body)))
         body[at : at + data.draw(st.integers(0, 2))] = data.draw(
             st.one_of(st.binary(max_size=2), st.sampled_from([b'"', b"\\ud800", b"1e999", b"[", b"}", b"null", b"-"]))
         )
-    never_anything_else(kind, bytes(body))
+    never_anything_else(kind, bytes(body), media)
 
 
 @every_kind

@@ -565,8 +565,8 @@ def test_forged_foreign_and_replayed_receipts_change_nothing(discovery: Discover
         owner.token([lease_id], epoch=0),
         owner.token([lease_id], epoch=2),
         owner.token([lease_id])[:-2],
-        "",
-        "junk",
+        b"",
+        b"junk",
     ]
     shown = [m.SealedReceipts(worker_id=owner.worker_id, token=token) for token in forged]
     shown.append(m.SealedReceipts(worker_id=thief.worker_id, token=thief.token([lease_id])))

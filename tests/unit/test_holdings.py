@@ -28,8 +28,8 @@ def bundle(*tickets: Ticket, job_id: str = "aa" * 16) -> TicketBundle:
 
 def take(held: Holdings, *tickets: Ticket, job_id: str = "aa" * 16, program: bytes = b"p", now_s: float = NOW) -> int:
     given = bundle(*tickets, job_id=job_id)
-    tasks = [m.PushedTask(lease_id=each.lease_id, payload=["x" * 10]) for each in tickets]
-    push = m.PushTasks(tickets="", program=[seal(KEY, program)], tasks=tasks)
+    tasks = [m.PushedTask(lease_id=each.lease_id, payload=[b"x" * 10]) for each in tickets]
+    push = m.PushTasks(tickets=b"", program=[seal(KEY, program)], tasks=tasks)
     by_lease = {each.lease_id: each for each in tickets}
     return held.take(given, by_lease, push, capacity=100, now_s=now_s).taken
 
@@ -128,7 +128,7 @@ def test_a_program_under_another_key_changes_nothing() -> None:
     held = Holdings(WorkerSettings(slots=1))
     one = ticket(1)
     push = m.PushTasks(
-        tickets="", program=[seal(bytes([1]) * 32, b"p")], tasks=[m.PushedTask(lease_id=one.lease_id, payload=["x"])]
+        tickets=b"", program=[seal(bytes([1]) * 32, b"p")], tasks=[m.PushedTask(lease_id=one.lease_id, payload=[b"x"])]
     )
     with pytest.raises(SealBroken):
         held.take(bundle(one), {one.lease_id: one}, push, capacity=9, now_s=NOW)

@@ -214,7 +214,7 @@ def test_names_load_what_they_need_when_they_are_used() -> None:
     code = """
 import sys, ec262
 ec262.mapper, ec262.reducer, ec262.combiner, ec262.EC262Error
-heavy = {"gevent", "flask", "redis", "requests", "msgspec", "Crypto", "cloudpickle"}
+heavy = {"gevent", "flask", "redis", "requests", "msgspec", "cryptography", "cloudpickle"}
 print(sorted(heavy & set(sys.modules)))
 """
     assert in_fresh_interpreter(code) == "[]"

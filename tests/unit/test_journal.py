@@ -22,7 +22,7 @@ DIGEST = bytes(32)
 
 
 def worker(name: str) -> m.AssignedWorker:
-    return m.AssignedWorker(worker_id=name * 32, address="127.0.0.1", port=4, slots=2, tickets="")
+    return m.AssignedWorker(worker_id=name * 32, address="127.0.0.1", port=4, slots=2, tickets=b"")
 
 
 def verdict(task_id: str) -> m.TaskVerdict:
@@ -43,7 +43,7 @@ def written(path: Path) -> Journal:
     for number, task_id in enumerate((T1, T2, T3)):
         lease(journal, number, task_id)
     journal.pushed([f"{T1}.0", f"{T2}.0"])
-    journal.came("a" * 32, "receipts", [(f"{T1}.0", ["one"]), (f"{T2}.0", ["two"])])
+    journal.came("a" * 32, b"receipts", [(f"{T1}.0", [b"one"]), (f"{T2}.0", [b"two"])])
     journal.paid(1, [(f"{T1}.0", "a" * 32), (f"{T2}.0", "a" * 32)])
     journal.decided(verdict(T1))
     journal.decided(verdict(T2))
@@ -60,7 +60,7 @@ def test_what_was_under_way_is_there_again(tmp_path: Path) -> None:
         assert journal.workers == {"a" * 32: worker("a")}
         assert journal.earned == {"a" * 32: 2}
         assert sorted(journal.tasks) == [("map", 1), ("map", 2)]
-        assert [bundle.token for bundle in journal.bundles] == ["receipts"]
+        assert [bundle.token for bundle in journal.bundles] == [b"receipts"]
         journal.close()
     journal = Journal(path)
     decided = journal.take("map", 1)
@@ -68,7 +68,7 @@ def test_what_was_under_way_is_there_again(tmp_path: Path) -> None:
         *("map", 1, DIGEST, T2, b"k" * 32, 0, 0, 1),
         leases={f"{T2}.0": "a" * 32},
         pushed={f"{T2}.0"},
-        results={f"{T2}.0": ["two"]},
+        results={f"{T2}.0": [b"two"]},
         verdict=verdict(T2),
         paid={f"{T2}.0"},
     )
@@ -175,7 +175,7 @@ def test_it_does_not_grow_with_what_is_over(tmp_path: Path, monkeypatch: pytest.
     for number in range(300):
         task_id = f"{number:024x}"
         lease(journal, number, task_id)
-        journal.came("a" * 32, "receipts", [(f"{task_id}.0", ["x" * 1000])])
+        journal.came("a" * 32, b"receipts", [(f"{task_id}.0", [b"x" * 1000])])
         journal.paid(1, [(f"{task_id}.0", "a" * 32)])
         journal.over(task_id)
         assert path.stat().st_size < 30_000

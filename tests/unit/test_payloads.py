@@ -33,11 +33,11 @@ def verdict(kind: Kind, commitment: bytes) -> m.TaskVerdict:
     return m.TaskVerdict(task_id="ab" * 8, verdict="accepted", kind=kind, commitment=commitment)
 
 
-def delivered(*parts: bytes, key: bytes = KEY) -> list[str]:
+def delivered(*parts: bytes, key: bytes = KEY) -> list[bytes]:
     return seal_pieces(key, frame_parts(parts))
 
 
-def failure(kind: Kind = Kind.ERROR, **facts: Any) -> tuple[m.TaskVerdict, list[str]]:
+def failure(kind: Kind = Kind.ERROR, **facts: Any) -> tuple[m.TaskVerdict, list[bytes]]:
     names = ("limit",) if kind is Kind.LIMIT else ("type", "line")
     commitment = failure_commitment(kind, *(str(facts.get(name, "")) for name in names))
     return verdict(kind, commitment), delivered(encode_value(facts))
@@ -54,7 +54,7 @@ def test_junk_behind_a_good_commitment_is_noticed() -> None:
     for tokens in (delivered(b"wrong"), delivered(b"right", b""), seal_pieces(KEY, b"junk"), seal_pieces(KEY, b"")):
         with pytest.raises(Malformed):
             open_result(agreed, KEY, tokens, TASK)
-    for tokens in (delivered(b"right", key=os.urandom(32)), ["junk"], [""]):
+    for tokens in (delivered(b"right", key=os.urandom(32)), [b"junk"], [b""]):
         with pytest.raises(SealBroken):
             open_result(agreed, KEY, tokens, TASK)
     with pytest.raises(Malformed):
@@ -87,7 +87,7 @@ def test_a_failure_other_than_the_agreed_one_is_junk() -> None:
             open_result(agreed, KEY, tokens, TASK)
 
 
-def _with_key(failed: tuple[m.TaskVerdict, list[str]]) -> tuple[m.TaskVerdict, bytes, list[str]]:
+def _with_key(failed: tuple[m.TaskVerdict, list[bytes]]) -> tuple[m.TaskVerdict, bytes, list[bytes]]:
     return failed[0], KEY, failed[1]
 
 

@@ -57,7 +57,7 @@ class Network:
 
     def finish(self, replica: Replica, after_s: float = 0.01) -> Task | None:
         self.now += after_s
-        return self.schedule.reported(replica.lease_id, ["token"], self.now)
+        return self.schedule.reported(replica.lease_id, [b"token"], self.now)
 
     def check(self) -> None:
         """What each worker has at hand is what the tasks say it has."""
@@ -190,7 +190,7 @@ def test_results_that_come_twice_or_from_nowhere_are_nothing() -> None:
     (replica,) = network.lease()
     assert network.finish(replica) is network.all[0]
     assert network.finish(replica) is None
-    assert network.schedule.reported("of another job.0", ["token"], 1.0) is None
+    assert network.schedule.reported("of another job.0", [b"token"], 1.0) is None
     assert network.schedule.peers[replica.worker_id].finished == 1
     network.check()
 
@@ -206,7 +206,7 @@ def test_lost_work_is_counted_once_and_may_still_come() -> None:
     assert set(network.schedule.owes("w0")) == {replica.lease_id for replica in mine}
     assert network.finish(mine[0]) is not None  # late, and good all the same
     assert mine[0].lease_id not in network.schedule.owes("w0")
-    assert mine[0].tokens == ["token"]
+    assert mine[0].tokens == [b"token"]
     network.check()
 
 
@@ -238,7 +238,7 @@ def test_a_task_that_starts_over_forgets_its_past() -> None:
     network.schedule.start_over(task)
     network.check()
     assert (task.state, task.attempts, task.replicas, network.schedule.retried) == ("waiting", 1, {}, 1)
-    assert network.schedule.reported(two.lease_id, ["late"], 1.0) is None
+    assert network.schedule.reported(two.lease_id, [b"late"], 1.0) is None
     assert network.schedule.task("t1") is None
     fresh = network.lease()
     assert {replica.lease_id for replica in fresh}.isdisjoint({one.lease_id, two.lease_id})
@@ -422,7 +422,7 @@ def test_replicas_are_overdue_once() -> None:
     assert schedule.overdue(9.9) == []
     assert schedule.overdue(10.0) == [one]
     assert schedule.overdue(12.0) == []
-    schedule.reported("t2.0", ["token"], 14.0)
+    schedule.reported("t2.0", [b"token"], 14.0)
     assert schedule.overdue(20.0) == []
     assert two.state == "came"
 

@@ -42,7 +42,7 @@ def test_tasks_are_run_sealed_and_vouched_for(foreman: Foreman) -> None:
         receipt = receipts[lease_id]
         assert receipt.kind == Kind.OK
         assert receipt.commitment == result_commitment(parts)
-        digests = [hashlib.sha256(token.encode()).digest() for token in results[lease_id].tokens]
+        digests = [hashlib.sha256(token).digest() for token in results[lease_id].tokens]
         assert receipt.token_digests == digests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,28 @@ JUNK = [
 ]  # fmt: skip
 
 
+def test_a_push_may_be_json_or_messagepack_and_its_results_too(foreman: Foreman) -> None:
+    leases = foreman.lease([1, 2])
+    for lease_id, media in zip(leases, (m.JSON, m.PACKED), strict=True):
+        body = m.encode(foreman.message([lease_id]), media)
+        status, answer = foreman.call("POST", "/v1/tasks", body, {"Content-Type": media})
+        assert (status, m.decode(m.Pushed, answer).taken) == (200, 1)
+    foreman.collect(2)
+    target = f"/v1/jobs/{foreman.job_id}/results?after=0&wait_s=0"
+    headers = {"Accept": m.PACKED, **foreman.authorized("GET", target)}
+    response = foreman.http.request("GET", target, headers=headers)
+    assert response.get("content-type") == m.PACKED
+    assert m.decode(m.Results, bytes(response.read()), m.PACKED).receipts
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\x91" * 100_000, b"{}"])
+def test_junk_as_messagepack_is_refused_and_changes_nothing(foreman: Foreman, worker: Worker, body: bytes) -> None:
+    before = state_of(worker)
+    status, answer = foreman.call("POST", "/v1/tasks", body, {"Content-Type": m.PACKED})
+    assert code_of((status, answer)) == (400, "malformed-body")
+    assert state_of(worker) == before
+
+
 @pytest.mark.parametrize("body", JUNK, ids=range(len(JUNK)))
 def test_junk_is_refused_and_changes_nothing(foreman: Foreman, worker: Worker, body: bytes) -> None:
     before = state_of(worker)
@@ -105,7 +128,8 @@ def test_junk_is_refused_and_changes_nothing(foreman: Foreman, worker: Worker, b
 def _mangled(foreman: Foreman, leases: list[str]) -> list[dict[str, Any]]:
     good = json.loads(m.encode(foreman.message(leases)))
     bad = [{**good, "tasks": None}, {**good, "tasks": "x"}, {**good, "program": 3}, {**good, "program": ["x"]}]
-    bad += [{**good, "tasks": good["tasks"] * 1001}, {**good, "program": [seal(bytes(32), b"x")]}]
+    other = base64.b64encode(seal(bytes(32), b"x")).decode()
+    bad += [{**good, "tasks": good["tasks"] * 1001}, {**good, "program": [other]}]
     fields = [("lease_id", "../.."), ("lease_id", "\0"), ("payload", []), ("payload", "x"), ("payload", [1])]
     for field, value in fields:
         bad.append({**good, "tasks": [{**good["tasks"][0], field: value}]})
