@@ -5,8 +5,10 @@ column each. A column is
 
 - ``s``: texts without line breaks, with a line break between each two, as UTF-8;
 - ``f`` or ``v``: byte strings, all of one length, or their lengths and then the bytes themselves;
+- ``i``: whole numbers, all of the least width that fits: a byte (0 to 255), or 4 or 8 bytes, signed, little-endian;
+- ``d``: floating-point numbers, IEEE 754 doubles, little-endian;
 - ``l``: lists: how long each is (nothing: one item each), and the column of all their items;
-- ``j``: anything else, and any one text repeated: canonical JSON.
+- ``j``: anything else, and any one text or whole number repeated: canonical JSON.
 
 What a map task gives a reduce partition has lists as values: those of each key. The same pairs give the same bytes.
 
@@ -22,8 +24,12 @@ can stand for very many lists, or for one value many times.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import struct
+import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
@@ -31,6 +37,7 @@ from typing import Any
 
 from ec262.errors import Malformed, ValueNotPortable
 from ec262.protocol.canonical import (
+    MANY,
     comparable,
     decode_value,
     encode_pairs,
@@ -58,7 +65,12 @@ _HEAVIEST = 72
 
 _FIXED = struct.Struct(">cII")
 _VARIED = struct.Struct(">cI")
-_TEXT, _BYTES = {str}, {bytes}
+_TEXT, _BYTES, _INTS, _FLOATS = {str}, {bytes}, {int}, {float}
+_WIDTHS = ((1, "B", 0, 255), (4, "i", -(1 << 31), (1 << 31) - 1), (8, "q", -(1 << 63), (1 << 63) - 1))
+"""Bytes of a whole number, what `array` calls them, the least and the most they hold. Two bytes are no width: a number
+takes 40 bytes of memory if it is not one of the small ones that Python has but once."""
+_TYPECODES = {width: typecode for width, typecode, _, _ in _WIDTHS}
+_SWAP = sys.byteorder != "little"
 _SIMPLE = frozenset({str, int, float, bool, type(None), bytes})
 _MOST_SIZES = 32 * BLOCK_KEYS
 """Bytes of the lengths of a block's lists: no number has more than 20 digits."""
@@ -80,6 +92,17 @@ def encode_grouped(keys: list[Any], groups: list[list[Any]], *, where: str) -> b
     columns: list[bytes] = []
     for start, end in _borders(groups):
         columns += _encode_block(keys[start:end], groups[start:end], where)
+    return frame_parts(columns) if columns else EMPTY
+
+
+def encode_singles(keys: list[Any], values: list[Any], *, where: str) -> bytes:
+    """As `encode_grouped`, of keys that have one value each, given without a list around it."""
+    columns: list[bytes] = []
+    for start in range(0, len(keys), BLOCK_KEYS):
+        block = keys[start : start + BLOCK_KEYS]
+        held = values[start : start + BLOCK_KEYS]
+        with _named(block, held, where):
+            columns += [_key_column(block), _VARIED.pack(b"l", 0) + _column(held)]
     return frame_parts(columns) if columns else EMPTY
 
 
@@ -118,15 +141,26 @@ def _borders(groups: list[list[Any]]) -> Iterator[tuple[int, int]]:
 
 
 def _encode_block(keys: list[Any], values: list[Any], where: str) -> list[bytes]:
-    try:
-        if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
-            raise ValueNotPortable("a key that cannot be one")
+    with _named(keys, values, where):
         if set(map(type, values)) == {list}:
-            return [_column(keys), _list_column(values)]
-        return [_column(keys), _column(values)]
+            return [_key_column(keys), _list_column(values)]
+        return [_key_column(keys), _column(values)]
+
+
+@contextlib.contextmanager
+def _named(keys: list[Any], values: list[Any], where: str) -> Iterator[None]:
+    """What cannot travel is said with its key's name."""
+    try:
+        yield
     except (ValueNotPortable, ValueError, RecursionError):
-        encode_pairs(list(zip(keys, values, strict=True)), where=where)  # says it with the key's name
+        encode_pairs(list(zip(keys, values, strict=True)), where=where)
         raise
+
+
+def _key_column(keys: list[Any]) -> bytes:
+    if not set(map(type, keys)) <= _SIMPLE and not all(map(is_key, keys)):
+        raise ValueNotPortable("a key that cannot be one")
+    return _column(keys)
 
 
 def _column(items: list[Any]) -> bytes:
@@ -140,7 +174,28 @@ def _column(items: list[Any]) -> bytes:
         if lengths[0] and lengths.count(lengths[0]) == len(lengths):
             return _FIXED.pack(b"f", len(items), lengths[0]) + b"".join(items)
         return _VARIED.pack(b"v", len(items)) + struct.pack(f">{len(items)}I", *lengths) + b"".join(items)
+    elif kinds == _INTS:
+        least, most = min(items), max(items)
+        if least != most or len(items) < MANY:
+            for width, typecode, lowest, highest in _WIDTHS:
+                if lowest <= least and most <= highest:
+                    return b"i%d" % width + _packed(array(typecode, items))
+    elif kinds == _FLOATS and all(map(math.isfinite, items)):
+        return b"d" + _packed(array("d", items))
     return b"j" + encode_value(items)
+
+
+def _packed(numbers: array[Any]) -> bytes:
+    if _SWAP:
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _unpacked(typecode: str, data: bytes) -> list[Any]:
+    numbers = array(typecode, data)
+    if _SWAP:
+        numbers.byteswap()
+    return numbers.tolist()
 
 
 def _list_column(lists: list[list[Any]]) -> bytes:
@@ -148,7 +203,7 @@ def _list_column(lists: list[list[Any]]) -> bytes:
     sizes = list(map(len, lists))
     if len(flat) == len(lists) and sizes.count(1) == len(sizes):
         return _VARIED.pack(b"l", 0) + _column(flat)
-    counts = encode_value(sizes)
+    counts = _column(sizes)
     return _VARIED.pack(b"l", len(counts)) + counts + _column(flat)
 
 
@@ -252,6 +307,9 @@ def _weight(column: bytes) -> int:
     form = column[:1]
     if form == b"s":
         return (size if column.isascii() else 4 * size) + 68 * (column.count(b"\n") + 1)
+    if form in (b"i", b"d"):
+        width = _width(column)
+        return size + (8 if width == 1 else 40) * (size // width)
     if form in (b"f", b"v") and size >= _VARIED.size:
         count: int = _VARIED.unpack_from(column)[1]
         return size + (50 if form == b"f" else 90) * min(count, size)
@@ -260,6 +318,11 @@ def _weight(column: bytes) -> int:
     # JSON. Brackets in texts are none, but looking for these costs more than counting.
     weight = _json_weight(column)
     return weight if weight <= MEMORY_A_BYTE * size else _json_weight(_QUOTED.sub(b'""', column)) + size
+
+
+def _width(column: bytes) -> int:
+    """Bytes of one number in a column of numbers."""
+    return {b"i1": 1, b"i4": 4}.get(column[:2], 8)
 
 
 def _json_weight(column: bytes) -> int:
@@ -299,6 +362,18 @@ def _read_column(column: bytes, room: int | None, *, lists: bool = False) -> lis
         return items
     if form == b"l" and lists and len(column) >= _VARIED.size:
         return _read_lists(column, room)
+    if form == b"i":
+        width = _width(column)
+        if column[1:2] != b"%d" % width or (len(column) - 2) % width:
+            raise Malformed("a column of whole numbers whose length does not fit")
+        return _unpacked(_TYPECODES[width], column[2:])
+    if form == b"d":
+        if (len(column) - 1) % 8:
+            raise Malformed("a column of numbers whose length does not fit")
+        items = _unpacked("d", column[1:])
+        if not all(map(math.isfinite, items)):
+            raise Malformed("a column with a number that is none, or infinite")
+        return items
     raise Malformed("a column of no known form")
 
 
@@ -310,7 +385,7 @@ def _read_lists(column: bytes, room: int | None) -> list[Any]:
         # Before anything else: lists without items could be any number.
         if length > _MOST_SIZES:
             raise Malformed("a column of more lists than blocks have")
-        sizes = decode_value(column[_VARIED.size : at], room=BLOCK_KEYS)
+        sizes = _read_column(column[_VARIED.size : at], BLOCK_KEYS)
         if type(sizes) is not list or (sizes and (set(map(type, sizes)) != {int} or min(sizes) < 0)):
             raise Malformed("a column of lists without their lengths")
     flat = _read_column(column[at:], room)

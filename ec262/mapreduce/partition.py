@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,7 +61,8 @@ def partitions_of(
     """
     if partitioner == "hash":
         if set(map(type, keys)) == {str}:
-            return [crc32(key.encode("utf-8", "surrogatepass")) % partitions for key in keys]
+            with contextlib.suppress(UnicodeEncodeError):  # lone surrogates take the longer way
+                return [crc % partitions for crc in map(crc32, map(str.encode, keys))]
         return [partition_of(key, partitions, where=where) for key in keys]
     if partitioner == "range":
         if comparable(set(map(type, keys)) | set(map(type, bounds))):

@@ -27,6 +27,7 @@ MAX_HEADER = 1024 * 1024
 _MAX_COUNTERS_BYTES = context.MAX_COUNTERS * (12 * context.MAX_NAME + 32)
 SHIPPED = ("mapper", "reducer", "combiner", "partitioner", "setup", "params")
 """The fields of a program that travel to workers."""
+_ITEMS: Any = type({}.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +248,15 @@ def run_map(
     mapper = program.mapper
     where = f"mapper {name_of(mapper)}"
     groups: defaultdict[Any, list[Any]] = defaultdict(list)
+    single: dict[Any, Any] | None = None
     for key, value in records:
         emitted = mapper(key, value)
+        if type(emitted) is _ITEMS and single is None and not groups:
+            single = dict(emitted)  # the items of a dictionary are grouped already, as long as nothing else comes
+            continue
+        if single is not None:
+            _add_singles(groups, single)
+            single = None
         # Text would be taken apart into characters, a dictionary into its keys: two of either look like a pair.
         if isinstance(emitted, (str, bytes, dict)) or not hasattr(emitted, "__iter__"):
             raise ProgramError(
@@ -265,17 +273,33 @@ def run_map(
             raise
     combiner = program.combiner
     if combiner is not None:
-        for key, values in groups.items():
-            groups[key] = [combiner(key, values)]
-    keys = sort_keys(groups, where=where)
+        if single is not None:
+            _add_singles(groups, single)
+        single = {key: combiner(key, values) for key, values in groups.items()}
+    held: Mapping[Any, Any] = groups if single is None else single
+    encode = blocks.encode_grouped if single is None else blocks.encode_singles
+    parts = []
+    for chosen in _dealt(list(held), partitions, program.partitioner, bounds, where):
+        keys = sort_keys(chosen, where=where)
+        parts.append(encode(keys, list(map(held.__getitem__, keys)), where=where))
+    return parts
+
+
+def _add_singles(groups: defaultdict[Any, list[Any]], single: dict[Any, Any]) -> None:
+    for key, value in single.items():
+        groups[key].append(value)
+
+
+def _dealt(
+    keys: list[Any], partitions: int, partitioner: KeyPartitioner | str, bounds: Sequence[Any], where: str
+) -> list[list[Any]]:
+    """Keys by the reduce partition they belong to."""
     if partitions == 1:
-        return [blocks.encode_grouped(keys, [groups[key] for key in keys], where=where)]
+        return [keys]
     dealt: list[list[Any]] = [[] for _ in range(partitions)]
-    for key, number in zip(
-        keys, partitions_of(keys, partitions, program.partitioner, bounds, where=where), strict=True
-    ):
+    for key, number in zip(keys, partitions_of(keys, partitions, partitioner, bounds, where=where), strict=True):
         dealt[number].append(key)
-    return [blocks.encode_grouped(chosen, [groups[key] for key in chosen], where=where) for chosen in dealt]
+    return dealt
 
 
 def _explain_pair(emitted: Iterable[Any], where: str) -> None:

@@ -21,7 +21,7 @@ import ec262
 
 def spin(key, value):
     x = 0
-    for i in range(400_000):
+    for i in range(1_500_000):
         x += i
     yield value % 5, value
     yield "text", str(value)

@@ -4,6 +4,7 @@ tasks give is not."""
 from __future__ import annotations
 
 import json
+import struct
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,7 @@ def grouped(*keys: Any) -> bytes:
 
 
 def lists(sizes: bytes, flat: bytes) -> bytes:
+    sizes = sizes and b"j" + sizes
     return b"l" + len(sizes).to_bytes(4, "big") + sizes + flat
 
 
@@ -104,6 +106,9 @@ def test_whatever_honest_tasks_give_is_taken(keys: set[Any], data: st.DataObject
     ("made", "is_grouped"),
     [
         (encode_grouped(["k"], [[1] * 8_000_000], where=""), True),
+        (encode_grouped(["k"], [[n % 256 for n in range(8_000_000)]], where=""), True),
+        (encode_grouped(["k"], [[*range(3_000_000)]], where=""), True),
+        (encode_grouped(["k"], [[n * 2.5 for n in range(3_000_000)]], where=""), True),
         (encode_grouped(["k"], [[str(n) for n in range(300_000)]], where=""), True),
         (encode_grouped([*range(3000)], [[n] * (n % 9 + 1) for n in range(3000)], where=""), True),
         (encode_grouped([*range(2000)], [[b""] * 20] * 2000, where=""), True),
@@ -113,7 +118,10 @@ def test_whatever_honest_tasks_give_is_taken(keys: set[Any], data: st.DataObject
         (encode_results([(["k"], [json.dumps([[{"a": []}]] * 10) * 40_000 + "\n"])], where=""), False),
         (encode_results([([*range(64)], [b"x" * MIB] * 64)], where=""), False),
     ],
-    ids=["eight million ones", "texts", "many", "empty bytes", "empty lists", "nested", "json in text", "64 MB"],
+    ids=[
+        *("ones", "bytes", "whole numbers", "numbers", "texts", "many", "empty bytes", "empty lists", "nested"),
+        *("json in text", "64 MB"),
+    ],
 )
 def test_large_honest_parts_are_taken(made: bytes, is_grouped: bool) -> None:
     check_part(made, grouped=is_grouped)
@@ -160,11 +168,15 @@ def _short_bytes() -> bytes:
     return part(b"j[1]", lists(b"[%d]" % count, b"v" + count.to_bytes(4, "big") + bytes(4 * count)))
 
 
+def _numbers_of_two_bytes() -> bytes:
+    return part(b"j[1]", lists(b"[15000000]", b"i2" + bytes(30_000_000)))
+
+
 @pytest.mark.parametrize(
     "bomb",
     [
         *(_zeros, _many_ones, _runs_in_values, _runs_in_keys, _empty_lists, _hidden_lists, _short_texts, _singles),
-        _short_bytes,
+        *(_short_bytes, _numbers_of_two_bytes),
     ],
 )
 def test_attack_a_few_megabytes_that_become_gigabytes(bomb: Callable[[], bytes]) -> None:
@@ -194,6 +206,14 @@ def test_attack_a_list_of_no_items_for_every_byte_and_less() -> None:
         (grouped("a", "b")[:-1], "add up"),
         (part(b'j["a"]', b"j[[]]"), "no values"),
         (part(b'j["a","b"]', lists(b"[8192,1]", b"j" + run(b"1", 8192)[:-2] + b",1]}")), "more values"),
+        (part(b'j["a","b"]', lists(b"[3,-1]", b"i1ab")), "their lengths"),
+        (part(b'j["a","b"]', b"l\0\0\0\x03sxy" + b"i1ab"), "their lengths"),
+        (part(b'j["a"]', b"l\0\0\0\0i2ab"), "whole numbers"),
+        (part(b'j["a"]', b"l\0\0\0\0i4abc"), "whole numbers"),
+        (part(b'j["a"]', b"l\0\0\0\0i"), "whole numbers"),
+        (part(b'j["a"]', b"l\0\0\0\0d1234567"), "numbers whose"),
+        (part(b'j["a"]', b"l\0\0\0\0d" + struct.pack("<d", float("nan"))), "none, or infinite"),
+        (part(b'j["a"]', b"l\0\0\0\0d" + struct.pack("<d", float("-inf"))), "none, or infinite"),
         (part(b'j["a"]', b"j[1]"), "no lists"),
         (part(b'j["a"]', b"j[[1]"), "canonical JSON"),
         (part(b'j["a"]', 'j[["é"]]'.encode()), "canonical JSON"),
@@ -311,19 +331,19 @@ def test_programs_cannot_count_what_would_be_refused() -> None:
 
 
 def test_what_passes_the_check_of_its_size_fits_into_a_push() -> None:
-    for size in (0, 1, 4 * MIB, 4 * MIB + 1, 47 * MIB):
+    for size in (0, 1, 4 * MIB, 4 * MIB + 1, 63 * MIB):
         parts = [b"h", bytes(size)]
         task = Task(3, lambda parts=parts: parts, label="map task 3 (book)", input_key=bytes(32))  # type: ignore[misc]
         sealed = sum(map(len, seal_input(task, parts)))
         assert sealed <= sealed_size(size + 16)
-        if size < 47 * MIB:
+        if size < 63 * MIB:
             check_fits(task, parts, 100 * KIB)
         else:
             with pytest.raises(
-                LimitExceeded, match=r"map task 3 \(book\): its input has 49\.3 MB.*at most .*split_size"
+                LimitExceeded, match=r"map task 3 \(book\): its input has 66\.1 MB.*at most .*split_size"
             ):
                 check_fits(task, parts, MIB)
-    limit = MAX_PUSH_BYTES * 3 // 4
+    limit = MAX_PUSH_BYTES
     with pytest.raises(LimitExceeded, match="more reducers, or a combiner"):
         check_fits(Task(0, list, "reduce"), [bytes(limit)], 0)
 
