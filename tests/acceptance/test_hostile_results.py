@@ -137,15 +137,15 @@ def test_an_input_that_fits_into_no_push_is_said_at_once(make_network: MakeNetwo
     network = make_network()
     network.worker()
     common: dict[str, Any] = {"discovery": network.url, "rehearse": False}
-    with pytest.raises(ec262.LimitExceeded, match=r"map task 1 .*its input has 53\.\d MB.*at most 49\.\d MB.*smaller"):
-        ec262.run_job({1: b"", 2: bytes(40_000_000)}, mapper=sizes, items_per_task=1, **common)
-    job = ec262.submit({1: b"", 2: bytes(40_000_000)}, mapper=sizes, items_per_task=1, on_failure="skip", **common)
+    with pytest.raises(ec262.LimitExceeded, match=r"map task 1 .*its input has 69\.\d MB.*at most 66\.\d MB.*smaller"):
+        ec262.run_job({1: b"", 2: bytes(52_000_000)}, mapper=sizes, items_per_task=1, **common)
+    job = ec262.submit({1: b"", 2: bytes(52_000_000)}, mapper=sizes, items_per_task=1, on_failure="skip", **common)
     assert job.result(60) == {1: [0]}
     assert ["its input has" in failed.reason for failed in job.report().failed] == [True]
     with pytest.raises(
-        ec262.LimitExceeded, match=r"reduce task 0: its input has 60\.\d MB.*more reducers, or a combiner"
+        ec262.LimitExceeded, match=r"reduce task 0: its input has 70\.\d MB.*more reducers, or a combiner"
     ):
-        ec262.run_job(dict.fromkeys(range(6), 10_000_000), mapper=spreads, items_per_task=1, reducers=1, **common)
+        ec262.run_job(dict.fromkeys(range(7), 10_000_000), mapper=spreads, items_per_task=1, reducers=1, **common)
 
 
 # --- a disk without room --------------------------------------------------------------------------
