@@ -15,6 +15,7 @@ from ec262.protocol.canonical import decode_value, encode_pairs, encode_value
 
 SAMPLE_ITEMS: Final = 8
 SAMPLE_BYTES: Final = 256 * 1024
+BRIEF_BYTES: Final = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,25 @@ class Sample:
         if self.spec["format"] == "pairs":
             return [b"[" + b",".join(chosen) + b"]"]
         return [b"".join(chosen), encode_value(self.offset + sum(map(len, self.pieces[:start])))]
+
+    def brief(self) -> Sample | None:
+        """The same with long texts and byte strings cut after `BRIEF_BYTES`, texts where a line ends if one does; None
+        where there are none. What a program makes of half an item may be an error that the whole one would not be.
+        """
+        if self.spec["format"] != "pairs" or all(len(piece) <= BRIEF_BYTES for piece in self.pieces):
+            return None
+        pieces = [piece if len(piece) <= BRIEF_BYTES else _cut(piece) for piece in self.pieces]
+        return None if pieces == list(self.pieces) else Sample(self.spec, pieces)
+
+
+def _cut(piece: bytes) -> bytes:
+    key, value = decode_value(piece)
+    if type(value) is str:
+        end = value.rfind("\n", 0, BRIEF_BYTES) + 1
+        value = value[: end or BRIEF_BYTES]
+    elif type(value) is bytes:
+        value = value[:BRIEF_BYTES]
+    return encode_pairs([(key, value)])[1:-1]
 
 
 NOTHING: Final = Sample({"format": "pairs"}, ())

@@ -315,6 +315,34 @@ def from_file(data: bytes, offset: int = 0, **reader: Any) -> Sample:
     return sample_of([RecordsSplit(data, offset, "a/file.txt", Reader(**reader))])
 
 
+def test_long_texts_are_cut_where_a_line_ends() -> None:
+    text = "".join(f"{n} a line\n" for n in range(20_000))
+    brief = sample_of(splits_of({1: text, 2: "short"}, 1)).brief()
+    assert brief is not None
+    ((key, value),) = decode_pairs(brief.parts(0, 1)[0])
+    assert key == 1
+    assert text.startswith(value)
+    assert 30_000 < len(value) <= 32 * 1024
+    assert value.endswith(" a line\n")
+    bytes_cut = sample_of(splits_of({1: bytes(100_000)})).brief()
+    assert bytes_cut is not None
+    assert decode_pairs(bytes_cut.parts(0, 1)[0]) == [[1, bytes(32 * 1024)]]
+    for whole in ({1: "short", 2: b"x"}, {1: [*range(100_000)]}):
+        assert sample_of(splits_of(whole)).brief() is None
+
+
+def _last_line(key: int, value: str) -> Iterator[tuple[str, int]]:
+    if not value.endswith("end"):
+        raise ValueError("half a text")
+    yield "lines", len(set(value.split()))
+
+
+def test_a_program_that_cannot_do_with_half_an_item_is_tried_with_a_whole_one() -> None:
+    sample = sample_of(splits_of({1: " ".join(f"word{n}" for n in range(20_000)) + " end"}))
+    assert sample.brief() is not None
+    rehearse(Program(_last_line), pack_program(Program(_last_line)), sample, budget_s=AMPLE_S)
+
+
 def test_of_a_file_the_first_records_are_taken_as_they_stand_in_it() -> None:
     lines = from_file(b"".join(b"line %d\n" % number for number in range(100)), offset=70)
     assert len(lines) == 8
