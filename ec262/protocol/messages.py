@@ -434,8 +434,11 @@ PACKED = "application/vnd.msgpack"
 
 _encoder = msgspec.json.Encoder()
 _packer = msgspec.msgpack.Encoder()
-_decoders: dict[type[Message], msgspec.json.Decoder[Message]] = {}
-_unpackers: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
+# All types are filled in here: msgspec does that when the first decoder of one is made. A second thread that makes one
+# meanwhile gets what is half made, and its process dies of a segmentation fault when that decodes.
+_decoders: dict[tuple[type[Message], bool], msgspec.json.Decoder[Message] | msgspec.msgpack.Decoder[Message]] = {
+    (each, False): msgspec.json.Decoder(each) for each in Message.__subclasses__()
+}
 
 
 def encode(message: Message, media: str = JSON) -> bytes:
@@ -449,15 +452,11 @@ def decode(kind: type[M], body: bytes, media: str = JSON) -> M:
     Raises:
         Malformed: not of this form, a field missing, of the wrong type or out of its range; says which.
     """
-    decoder: msgspec.json.Decoder[Message] | msgspec.msgpack.Decoder[Message] | None
-    if media == PACKED:
-        decoder = _unpackers.get(kind)
-        if decoder is None:
-            decoder = _unpackers[kind] = msgspec.msgpack.Decoder(kind)
-    else:
-        decoder = _decoders.get(kind)
-        if decoder is None:
-            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    packed = media == PACKED
+    decoder = _decoders.get((kind, packed))
+    if decoder is None:
+        decoder = msgspec.msgpack.Decoder(kind) if packed else msgspec.json.Decoder(kind)
+        _decoders[kind, packed] = decoder
     try:
         return decoder.decode(body)  # type: ignore[return-value]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:

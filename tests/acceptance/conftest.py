@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -82,3 +84,26 @@ def make_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         yield make
         for network in made:
             network.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Dask cluster of this machine that all tests of a module share."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running,
+        distributed.Client(running) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The embedded network's files are the module's own."""
+    before = os.environ.get("EC262_HOME"), os.environ.pop("EC262_DISCOVERY", None)
+    os.environ["EC262_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield
+    for name, value in zip(("EC262_HOME", "EC262_DISCOVERY"), before, strict=True):
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from tests import reference
 from tests.gensort import records
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.usefixtures("own_home")
+
 BACKENDS = ["local", "processes", "network", "dask"]
 BOOK = ROOT / "examples" / "data" / "new_testament.txt"
 
@@ -30,29 +31,6 @@ TEXT: list[tuple[str, dict[str, Any], Callable[[list[Path]], bytes]]] = [
     ("grep", {"pattern": PATTERN}, lambda files: reference.grep(files, PATTERN)),
     ("inverted_index", {}, reference.inverted_index),
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Dask cluster of this machine that all tests here share."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running,
-        distributed.Client(running) as client,
-    ):
-        yield client
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The embedded network's files are its own."""
-    before = os.environ.get("EC262_HOME"), os.environ.pop("EC262_DISCOVERY", None)
-    os.environ["EC262_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield
-    for name, value in zip(("EC262_HOME", "EC262_DISCOVERY"), before, strict=True):
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 @pytest.fixture(scope="module")

@@ -81,18 +81,6 @@ def folder() -> Iterator[Folder]:
 
 
 @pytest.fixture(scope="module")
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The embedded network's files are its own."""
-    before = os.environ.get("EC262_HOME"), os.environ.pop("EC262_DISCOVERY", None)
-    os.environ["EC262_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield
-    for name, value in zip(("EC262_HOME", "EC262_DISCOVERY"), before, strict=True):
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-
-
-@pytest.fixture(scope="module")
 def texts(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Text of every kind; the same files are in HDFS, in the directory ``books``."""
     book = BOOK.read_bytes()
@@ -109,17 +97,6 @@ def texts(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> list[Path
         folder.write(f"books/{name}", content)
     assert len(contents["book_00"]) > 2 * BLOCK
     return sorted(local.iterdir())
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Dask cluster of this machine that all tests here share."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running,
-        distributed.Client(running) as client,
-    ):
-        yield client
 
 
 def job(backend: str, request: pytest.FixtureRequest, data: Any, output: str, name: str, **options: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from ec262.errors import Malformed
 from ec262.protocol import messages as m
 from ec262.protocol.problems import PROBLEMS, problem_body
 from ec262.protocol.routes import EVERYWHERE, ROUTES
+from tests.processes import ROOT
 
 QUICK = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS: list[type[m.Message]] = [
@@ -239,3 +242,24 @@ def test_every_code_a_route_names_is_known() -> None:
     for route in ROUTES:
         for code in (*route.problems, *EVERYWHERE):
             assert code in PROBLEMS, (route.name, code)
+
+
+def test_threads_that_decode_their_first_message_at_once_do_not_crash() -> None:
+    """msgspec's lazily filled types killed the process, often, when two threads met them first at the same time."""
+    script = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from ec262.protocol import messages as m
+task = m.TaskVerdict(task_id="a", verdict="more")
+body = m.encode(m.Settled(tasks=[task], workers=[], refused_receipts=[], balance=1))
+gate = threading.Barrier(8)
+def decode():
+    gate.wait()
+    for _ in range(50):
+        m.decode(m.Settled, body)
+threads = [threading.Thread(target=decode) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    for _ in range(4):
+        assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
