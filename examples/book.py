@@ -1,7 +1,7 @@
 """Counts the words of a book and checks the result against a plain `Counter`.
 
-    python examples/book.py            the New Testament, King James Version: 1 MB that comes with the project
-    python examples/book.py FILE       any text of yours
+python examples/book.py            the New Testament, King James Version: 1 MB that comes with the project
+python examples/book.py FILE       any text of yours
 """
 
 import re
