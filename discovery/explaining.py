@@ -22,7 +22,7 @@ class Explaining:
         self._trust = trust
 
     def task(self, account_id: str, task_id: str) -> m.Explanation:
-        """All that went into a task's verdict; of one that is not decided only who has it.
+        """All that went into a task's verdict; of one that was not accepted only who has it.
 
         Raises:
             ProblemError: ``unknown-task``.
@@ -32,8 +32,9 @@ class Explaining:
         if record is None or record.account_id != account_id:
             raise ProblemError(404, "unknown-task", "you have no such task, or it is forgotten")
         view = self._trust.views([record])[account_id, record.job_id]
-        # Until it is decided nobody learns whether two workers agree: small results could be guessed from that.
-        decided = record.state is not TaskState.LEASED
+        # Unless it was accepted, and somebody paid, nobody learns whether two workers agree: a foreman whose own
+        # workers say "yes" and "no" would know what the third says.
+        decided = record.kind is not None
         checked, why_now = _reckon(record, view) if decided else (False, "")
         return m.Explanation(
             task_id=task_id,
@@ -51,7 +52,11 @@ class Explaining:
 
 def _asked(record: TaskRecord) -> list[m.ExplainedAnswer]:
     return [
-        m.ExplainedAnswer(lease_id=record.lease_id(number), worker_id=replica.worker_id, state="asked")
+        m.ExplainedAnswer(
+            lease_id=record.lease_id(number),
+            worker_id=replica.worker_id,
+            state="asked" if record.state is TaskState.LEASED else replica.state,
+        )
         for number, replica in enumerate(record.replicas)
     ]
 

@@ -431,7 +431,8 @@ class Disputed(Message, frozen=True, kw_only=True):
 class ExplainedAnswer(Message, frozen=True, kw_only=True):
     """One replica, and what its answer weighed: when it was decided, and by what is known of its worker now.
 
-    Answers alike have the same `group`. Only what was paid for is shown: small results can be guessed from commitments.
+    Answers alike have the same `group`. Only of a task that was accepted, and so paid for, is anything of them told:
+    who knows which of a few small results equals a worker's has read it.
     """
 
     lease_id: str
@@ -451,7 +452,7 @@ class ExplainedAnswer(Message, frozen=True, kw_only=True):
 class Explanation(Message, frozen=True, kw_only=True):
     """Who answered a task, what they weighed, and why it was decided so.
 
-    Before a task is decided it says who has it, and nothing of what they answered.
+    Of a task that was not accepted it says who has it, and nothing of what they answered.
     """
 
     task_id: str
