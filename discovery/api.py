@@ -11,14 +11,20 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
+from discovery.addresses import caller_of
+from discovery.disputes import Disputes
+from discovery.explaining import Explaining
 from discovery.jobs import Jobs
+from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.ledger import totals
 from discovery.openapi import openapi_document
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.settlement import Settlement
+from discovery.statements import MOST_LINES, Statements
 from discovery.store.store import Store
+from discovery.trust import Trust
 from ec262 import __version__
 from ec262.errors import ProblemError
 from ec262.protocol import messages as m
@@ -37,6 +43,8 @@ class Api:
         registry: Registry,
         leasing: Leasing,
         settlement: Settlement,
+        trust: Trust,
+        disputes: Disputes,
         jobs: Jobs,
         settings: Settings,
     ) -> None:
@@ -44,7 +52,12 @@ class Api:
         self._registry = registry
         self._leasing = leasing
         self._settlement = settlement
+        self._trust = trust
+        self._disputes = disputes
+        self._explaining = Explaining(store, trust)
         self._jobs = jobs
+        self._leaderboard = Leaderboard(store)
+        self._statements = Statements(store)
         self._settings = settings
         self._openapi = msgspec.json.encode(openapi_document("discovery"))
         self._totals_lock = threading.Lock()
@@ -80,17 +93,23 @@ class Api:
 
     def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
         """POST /v1/accounts"""
-        return self._registry.create_account(body.name)
+        return self._registry.create_account(self._caller(), body)
 
     def account(self, account_id: str) -> m.Message:
         """GET /v1/account"""
         return self._registry.account_state(account_id)
 
+    def show_account(self, account_id: str, body: m.ShowAccount) -> m.Message:
+        """PUT /v1/account/name"""
+        return self._registry.show_account(account_id, body)
+
+    def leaderboard(self, account_id: str) -> m.Message:
+        """GET /v1/leaderboard"""
+        return self._leaderboard.get()
+
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        done = self._registry.register(account_id, request.remote_addr or "127.0.0.1", body)
-        if done is None:
-            raise ProblemError(403, "forbidden", "this worker id belongs to another account: choose a new one")
+        done = self._registry.register(account_id, self._caller(), body)
         if done.lost_leases:
             self._settlement.expire_leases(done.lost_leases)
         return self._registry.registered(body, done)
@@ -100,8 +119,9 @@ class Api:
         beat = self._registry.heartbeat(account_id, worker_id, body.boot_id)
         if beat is None:
             raise _unknown_worker()
-        if body.receipts:
+        if body.receipts or body.unseen:
             self._settlement.show(worker_id, body.receipts)
+            self._settlement.release(worker_id, body.unseen)
             beat = self._registry.heartbeat(account_id, worker_id, body.boot_id) or beat
         return m.HeartbeatAnswer(
             server_time_s=beat.now_ms / 1000, open_leases=beat.open_leases, earned=beat.earned, balance=beat.balance
@@ -121,13 +141,34 @@ class Api:
         """POST /v1/settlements"""
         return self._settlement.settle(account_id, body)
 
+    def audit(self, account_id: str, body: m.AuditTasks) -> m.Message:
+        """POST /v1/audits"""
+        return self._trust.audit(account_id, body)
+
+    def dispute(self, account_id: str, body: m.Dispute) -> m.Message:
+        """POST /v1/disputes"""
+        return self._disputes.dispute(account_id, body)
+
+    def explain(self, account_id: str, task_id: str) -> m.Message:
+        """GET /v1/tasks/<id>/explanation"""
+        return self._explaining.task(account_id, task_id)
+
     def report_job(self, account_id: str, job_id: str, body: m.JobReport) -> m.Message:
         """PUT /v1/jobs/<id>"""
+        self._trust.touch((account_id, job_id))
         return self._jobs.report(account_id, job_id, body)
 
     def jobs(self, account_id: str) -> m.Message:
         """GET /v1/jobs"""
         return self._jobs.of(account_id)
+
+    def statement(self, account_id: str) -> m.Message:
+        """GET /v1/account/ledger"""
+        return self._statements.of(account_id, _whole("before", 0), _whole("limit", MOST_LINES))
+
+    def transfer(self, account_id: str, body: m.Transfer) -> m.Message:
+        """POST /v1/transfers"""
+        return self._statements.transfer(account_id, body)
 
     # --- the one way in for all of them ---
 
@@ -144,7 +185,7 @@ class Api:
         def answer(**path: str) -> Response:
             account_id = ""
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
-                account_id = self._authenticate()
+                account_id = self._authenticate(route)
             if route.request is not None:
                 if request.mimetype != "application/json":
                     return problem("unsupported-media-type", "send the body as Content-Type: application/json")
@@ -157,13 +198,31 @@ class Api:
 
         return answer
 
-    def _authenticate(self) -> str:
+    def _caller(self) -> str:
+        """The address a request comes from."""
+        peer = request.remote_addr or "127.0.0.1"
+        return caller_of(peer, request.headers.getlist("X-Forwarded-For"), self._settings.proxies)
+
+    def _authenticate(self, route: Route) -> str:
         given = request.authorization
         if given is None or given.type != "basic" or not given.username or given.password is None:
             raise ProblemError(401, "unauthorized", "send the account id and secret as HTTP Basic credentials")
-        if not self._registry.authentic(given.username, given.password):
+        authentic, banned = self._registry.authentic(given.username, given.password)
+        if not authentic:
             raise ProblemError(401, "unauthorized", "there is no such account, or its secret is another")
+        if banned and route.auth == "account" and not route.banned_too:
+            raise ProblemError(403, "banned", f"this account is banned ({banned})")
         return given.username
+
+
+def _whole(name: str, default: int) -> int:
+    """A whole number of the query."""
+    given = request.args.get(name)
+    if given is None:
+        return default
+    if not (given.isascii() and given.isdigit() and len(given) <= 16):
+        raise ProblemError(400, "bad-request", f"{name}: has to be a whole number, 0 or more")
+    return int(given)
 
 
 def _unknown_worker() -> ProblemError:

@@ -9,6 +9,9 @@ from pathlib import Path
 from flask import Flask
 
 from discovery.api import Api, handle_errors
+from discovery.archive.files import LEDGER
+from discovery.archive.mover import Mover
+from discovery.disputes import Disputes
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
 from discovery.leasing import Leasing
@@ -16,6 +19,7 @@ from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
+from discovery.trust import Trust
 from ec262.protocol.routes import ROUTES
 
 log = logging.getLogger("ec262.discovery")
@@ -30,23 +34,34 @@ class Discovery:
     registry: Registry
     leasing: Leasing
     settlement: Settlement
+    trust: Trust
     settings: Settings
+    mover: Mover
 
     def sweep(self) -> None:
-        """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do.
+        """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; archives the ledger.
 
         To be called every `Settings.sweep_every_s`.
         """
         while self.store.lapse(SWEEP_BATCH) == SWEEP_BATCH:
             pass
+        self.trust.sweep()
+        self.end_leases()
         while self.settlement.sweep() == SWEEP_BATCH:
             pass
         while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
+        self.mover.move()
+
+    def end_leases(self) -> None:
+        """Ends what workers of banned accounts hold: the escrow goes back, and others may have the tasks."""
+        while leases := self.store.accounts.ending(SWEEP_BATCH):
+            self.settlement.expire_leases(leases)
+            self.store.accounts.ended(leases)
 
 
 def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Discovery:
-    """Builds a service over a Redis at `store_url`; `data_dir` holds the keyring.
+    """Builds a service over a Redis at `store_url`; `data_dir` holds keyring and ledger.
 
     Raises:
         SetupError: the keyring cannot be used.
@@ -54,10 +69,14 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     store = Store(store_url)
     keyring = Keyring(data_dir, settings)
     registry = Registry(store, keyring, settings)
-    leasing = Leasing(store, keyring, registry, settings)
-    settlement = Settlement(store, registry, leasing)
+    trust = Trust(store, keyring, settings)
+    leasing = Leasing(store, keyring, registry, trust, settings)
+    settlement = Settlement(store, registry, trust, leasing)
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
-    app.register_blueprint(Api(store, registry, leasing, settlement, Jobs(store, settings), settings).blueprint())
+    disputes = Disputes(store, trust, leasing, settings)
+    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), settings)
+    app.register_blueprint(api.blueprint())
     handle_errors(app)
-    return Discovery(app, store, registry, leasing, settlement, settings)
+    mover = Mover(store.books, data_dir.absolute() / LEDGER)
+    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover)

@@ -17,6 +17,7 @@ from typing import Any
 
 from discovery.settings import Settings
 from ec262.errors import SetupError
+from ec262.protocol.keys import extract
 
 
 class Keyring:
@@ -34,6 +35,7 @@ class Keyring:
             settings.max_task_life_s + settings.max_timeout_s + settings.late_grace_s + settings.settled_grace_s
         )
         self._wrapping: dict[int, bytes] = {}
+        self._extracted: dict[int, bytes] = {}
         self.master = b""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,6 +65,16 @@ class Keyring:
             key = self._wrapping.get(number)
         return key
 
+    def extracted(self, number: int) -> bytes | None:
+        """Wrapping key `number` as `keys.TaskKeys` wants it; None once it is destroyed."""
+        found = self._extracted.get(number)
+        if found is None:
+            wrapping = self.wrapping(number)
+            if wrapping is None:
+                return None
+            found = self._extracted[number] = extract(wrapping)
+        return found
+
     def _update(self, wanted: int | None) -> None:
         with open(self._lock_path, "a", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -79,6 +91,7 @@ class Keyring:
                 self._write({"master": master, "wrapping": {str(n): key.hex() for n, key in wrapping.items()}})
         self.master = bytes.fromhex(master)
         self._wrapping = wrapping
+        self._extracted = {}
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -5,39 +5,66 @@ from __future__ import annotations
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
+from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
-from discovery.matching import assign
-from discovery.records import TaskRecord, WorkerRecord, class_of, set_of
+from discovery.matching import assign, newcomers_of
+from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
+from discovery.store.reputations import Job
 from discovery.store.store import Conflict, Sample, Store
-from discovery.tasks import Changes, Grace, add_replicas, next_due
+from discovery.tasks import Changes, View, add_replicas, hear, next_due, price_for
+from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 from ec262.protocol.credits import price_of
+from ec262.protocol.keys import TaskKeys
 from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 
-ATTEMPTS = 8
-"""How often a decision is made anew when others were faster, before the caller is asked to try again."""
 IDEMPOTENCY_S = 600
+FEW = 12
+"""Workers that are looked at first for each further replica of a task."""
 MOST_REPLICAS = 64
 """Of one task, those that were refused or lost included."""
+
+
+@dataclass(slots=True)
+class Market:
+    """Workers that tasks of one kind can be leased to further, and what their foreman can pay; both shrink as they are.
+
+    Attributes:
+        budget: credits that may be spent.
+        newcomers: those of whom a task gets one at most.
+        view: what the foreman knows of them, and of those who had the tasks.
+    """
+
+    now_ms: int
+    budget: int
+    workers: dict[str, WorkerRecord]
+    newcomers: frozenset[str]
+    view: View
+
+    def take(self, worker: WorkerRecord, price: int) -> None:
+        """A worker got a replica."""
+        self.workers[worker.worker_id] = replace(worker, used=worker.used + 1)
+        self.budget -= price
 
 
 class Leasing:
     """Leases tasks to workers and makes the answers that carry keys and tickets."""
 
-    def __init__(self, store: Store, keyring: Keyring, registry: Registry, settings: Settings) -> None:
+    def __init__(self, store: Store, keyring: Keyring, registry: Registry, trust: Trust, settings: Settings) -> None:
         self._store = store
         self._keyring = keyring
+        self._trust = trust
         self._registry = registry
         self._settings = settings
         self._chance = random.SystemRandom()
-        self.grace = Grace(int(settings.late_grace_s * 1000), int(settings.settled_grace_s * 1000))
 
     def lease(self, account_id: str, wanted: m.LeaseTasks) -> m.Leased:
         """Assigns as many of the tasks, in order, as are affordable and have workers.
@@ -47,46 +74,50 @@ class Leasing:
             Malformed: a policy that contradicts itself.
         """
         policy = wanted.policy
-        if policy.quorum > policy.max_replicas or policy.redundancy > policy.max_replicas:
+        if not policy.confidence and max(policy.quorum, policy.redundancy) > policy.max_replicas:
             raise Malformed("policy: quorum and redundancy may not be more than max_replicas")
-        prices = {price_of(task.cpu_limit_s) for task in wanted.tasks}
-        if len(prices) > 1:
+        if len({price_of(task.cpu_limit_s) for task in wanted.tasks}) > 1:
             raise Malformed("tasks: their CPU limits differ in price; lease each kind in a request of its own")
-        (price,) = prices
-        capabilities = set_of(wanted.requirements.capabilities)
+        # Whoever answers first is not to know whether an accomplice has the task as well: so nobody has it, yet.
+        replicas = 1 if policy.confidence else policy.redundancy
+        units = price_of(wanted.tasks[0].cpu_limit_s)
+        job = (account_id, wanted.job_id)
+        capabilities = needs_of(wanted.requirements)
         worker_class = class_of(wanted.requirements.lane, wanted.requirements.python, capabilities)
         for _ in range(ATTEMPTS):
             before = self._store.leased_before(account_id, wanted.idempotency_key)
-            sample = self._store.sample(worker_class, capabilities, self._settings.sample, account_id)
+            sample = self._store.sample(
+                worker_class, capabilities, self._settings.sample, account_id, offer=wanted.offer
+            )
             if before is not None:
                 # An empty answer is not remembered, so there is always a task to recognise the request by.
                 digests = {task.input_digest for task in wanted.tasks}
-                return self._repeat(account_id, wanted.job_id, before, digests, sample, price)
-            affordable = _affordable(wanted.tasks, policy.redundancy, sample.balance)
-            if not affordable:
-                needed = price_of(wanted.tasks[0].cpu_limit_s) * policy.redundancy
+                return self._repeat(account_id, wanted, before, digests, sample)
+            view = self._trust.view(job, sample=sample.workers)
+            budget = sample.balance - view.unvested
+            fit = self._fit(sample.workers, account_id, view, trusting=not policy.confidence)
+            least = units * replicas * min((worker.ask for worker in fit), default=1)
+            if budget < least:
                 raise ProblemError(
                     *(402, "insufficient-credits"),
-                    f"one task costs {needed} credits (price of a replica times redundancy), the account has "
-                    f"{sample.balance}: run a worker to earn some",
-                    needed=needed,
-                    available=sample.balance,
+                    f"one task costs {least} credits (price of a replica times redundancy), the account has "
+                    f"{budget} to spend: run a worker to earn some",
+                    needed=least,
+                    available=budget,
                 )
-            groups = assign(
-                self._fit(sample.workers, account_id),
-                tasks=affordable,
-                replicas=policy.redundancy,
-                distinct=self._settings.distinct,
-                chance=self._chance,
-            )
+            olds = self._olds(job, wanted)
+            groups = self._groups(wanted, replicas, fit, budget // least, olds, view)
             changes = Changes()
-            records = self._make(account_id, wanted, groups, (worker_class, capabilities), sample.now_ms, changes)
+            records = self._make(
+                account_id, wanted, groups, (worker_class, capabilities), budget, olds, sample.now_ms, changes
+            )
             if not records:
-                return self._answer(account_id, wanted.job_id, [], {}, sample, price, sample.balance)
+                return self._answer(account_id, wanted, [], {}, sample, sample.balance)
             try:
                 self._store.commit(
                     changes,
                     sample.now_ms,
+                    self._trust.terms,
                     needs={f"account:{account_id}": _cost(changes)},
                     idempotency=(
                         f"{account_id}:{wanted.idempotency_key}",
@@ -98,17 +129,29 @@ class Leasing:
                 continue
             numbers = [(record, list(range(len(record.replicas)))) for record in records]
             workers = {worker.worker_id: worker for group in groups for worker in group}
-            return self._answer(
-                account_id, wanted.job_id, numbers, workers, sample, price, sample.balance - _cost(changes)
-            )
+            return self._answer(account_id, wanted, numbers, workers, sample, sample.balance - _cost(changes))
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
-    def sample_for(self, task: TaskRecord) -> Sample:
-        """Workers that could take a further replica of `task`."""
-        return self._store.sample(task.worker_class, task.capabilities, self._settings.sample, task.account_id)
+    def market(self, task: TaskRecord, past: dict[str, WorkerRecord]) -> Market:
+        """Workers that could take a further replica of a task like this; `past` had such tasks."""
+        sample = self._store.sample(
+            task.worker_class, task.capabilities, self._settings.sample, task.account_id, offer=task.offer
+        )
+        view = self._trust.view((task.account_id, task.job_id), past, sample.workers)
+        fit = {
+            worker.worker_id: worker
+            for worker in self._fit(sample.workers, task.account_id, view, trusting=not task.confidence)
+        }
+        return Market(
+            now_ms=sample.now_ms,
+            budget=sample.balance - view.unvested,
+            workers=fit,
+            newcomers=newcomers_of(list((past | fit).values())) if task.confidence else frozenset(),
+            view=view,
+        )
 
     def extend(
-        self, task: TaskRecord, replicas: int, sample: Sample, past: dict[str, WorkerRecord], changes: Changes
+        self, task: TaskRecord, replicas: int, market: Market, past: dict[str, WorkerRecord], changes: Changes
     ) -> list[tuple[int, WorkerRecord]]:
         """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
 
@@ -116,21 +159,31 @@ class Leasing:
         """
         had = [
             past[replica.worker_id]
-            for replica in task.replicas
+            for replica in (*task.heard, *task.replicas)
             if replica.state is not ReplicaState.EXPIRED and replica.worker_id in past
         ]
-        fit = self._fit(sample.workers, task.account_id)
         for count in range(replicas, 0, -1):
-            groups = assign(
-                *(fit,),
-                tasks=1,
-                replicas=count,
-                distinct=self._settings.distinct,
-                chance=self._chance,
-                exclude=had,
-            )
+            fit: Collection[WorkerRecord] = market.workers.values()
+            if task.units * task.offer * count > market.budget:
+                fit = [worker for worker in fit if price_for(task, worker) * count <= market.budget]
+            # Some of them nearly always do, and all are looked at where they do not.
+            few = self._chance.sample(list(fit), min(len(fit), count * FEW))
+            groups: list[list[WorkerRecord]] = []
+            for some in (few, fit) if len(few) < len(fit) else (fit,):
+                groups = groups or assign(
+                    list(some),
+                    tasks=1,
+                    replicas=count,
+                    distinct=self._settings.distinct,
+                    chance=self._chance,
+                    exclude=had,
+                    newcomers=market.newcomers,
+                )
             if groups:
-                return list(zip(add_replicas(task, groups[0], sample.now_ms, changes), groups[0], strict=True))
+                numbers = add_replicas(task, groups[0], market.now_ms, changes)
+                for number, worker in zip(numbers, groups[0], strict=True):
+                    market.take(market.workers[worker.worker_id], task.replicas[number].price)
+                return list(zip(numbers, groups[0], strict=True))
         return []
 
     def may_extend(self, task: TaskRecord, now_ms: int) -> bool:
@@ -138,27 +191,31 @@ class Leasing:
         young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
         return young and len(task.replicas) < MOST_REPLICAS
 
-    def leased_task(self, task: TaskRecord, numbers: Sequence[int], task_key: bytes) -> m.LeasedTask:
+    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys) -> m.LeasedTask:
         """A task for its foreman."""
         return m.LeasedTask(
             task_id=task.task_id,
-            input_key=keys.input_key(task_key),
+            input_key=keyed.input(),
             replicas=[
-                m.LeasedReplica(lease_id=task.lease_id(number), worker_id=task.replicas[number].worker_id)
+                m.LeasedReplica(
+                    lease_id=task.lease_id(number),
+                    worker_id=task.replicas[number].worker_id,
+                    price=task.replicas[number].price,
+                )
                 for number in numbers
             ],
         )
 
-    def task_key(self, task: TaskRecord) -> bytes | None:
-        """The root of a task's keys; None once it is destroyed."""
-        wrapping = self._keyring.wrapping(task.wrapping)
-        return None if wrapping is None else keys.task_key(wrapping, task.nonce, task.task_id)
+    def task_keys(self, task: TaskRecord) -> TaskKeys | None:
+        """The keys of a task; None once they are destroyed."""
+        wrapping = self._keyring.extracted(task.wrapping) if task.nonce else None
+        return None if wrapping is None else TaskKeys(wrapping, task.nonce, task.task_id)
 
     def assigned_workers(
         self,
         account_id: str,
         job_id: str,
-        leases: Sequence[tuple[TaskRecord, bytes, Sequence[int]]],
+        leases: Sequence[tuple[TaskRecord, TaskKeys, Sequence[int]]],
         workers: dict[str, WorkerRecord],
     ) -> list[m.AssignedWorker]:
         """The workers of some leases, each with its tickets in one bundle."""
@@ -166,8 +223,8 @@ class Leasing:
         program_key = keys.program_key(master, account_id, job_id)
         poll_key = keys.poll_key(master, account_id, job_id)
         tickets: defaultdict[tuple[str, int], list[Ticket]] = defaultdict(list)
-        for task, task_key, numbers in leases:
-            input_key = keys.input_key(task_key)
+        for task, keyed, numbers in leases:
+            input_key = keyed.input()
             for number in numbers:
                 replica = task.replicas[number]
                 lease_id = task.lease_id(number)
@@ -176,11 +233,11 @@ class Leasing:
                         lease_id=lease_id,
                         input_digest=task.input_digest,
                         input_key=input_key,
-                        result_key=keys.result_key(task_key, lease_id),
+                        result_key=keyed.result(lease_id),
                         cpu_limit_s=task.cpu_limit_s,
                         max_result_bytes=self._settings.max_result_bytes,
                         deadline_s=replica.deadline_ms / 1000,
-                        price=task.price,
+                        price=replica.price,
                     )
                 )
         assigned = []
@@ -204,12 +261,18 @@ class Leasing:
         wanted: m.LeaseTasks,
         groups: list[list[WorkerRecord]],
         fit: tuple[str, list[str]],
+        budget: int,
+        olds: dict[str, TaskRecord],
         now_ms: int,
         changes: Changes,
     ) -> list[TaskRecord]:
+        """Records of the tasks that have workers, as many as the budget pays for."""
         number, _ = self._keyring.current(now_ms / 1000)
         random_bytes = secrets.token_bytes(28 * len(groups))
         records = []
+        redundancy, quorum = wanted.policy.redundancy, wanted.policy.quorum
+        if wanted.policy.confidence:
+            redundancy = quorum = 1
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
             entropy = random_bytes[28 * position : 28 * position + 28]
             record = TaskRecord(
@@ -222,81 +285,125 @@ class Leasing:
                 nonce=entropy[12:],
                 wrapping=number,
                 input_digest=task.input_digest,
-                cpu_limit_s=task.cpu_limit_s,
+                cpu_limit_s=max(task.cpu_limit_s, self._settings.min_cpu_limit_s),
                 timeout_s=self._timeout(task, wanted.timeout_s),
-                price=price_of(task.cpu_limit_s),
-                redundancy=wanted.policy.redundancy,
-                quorum=wanted.policy.quorum,
+                units=price_of(task.cpu_limit_s),
+                redundancy=redundancy,
+                quorum=quorum,
                 max_replicas=wanted.policy.max_replicas,
                 worker_class=fit[0],
                 replicas=[],
                 capabilities=fit[1],
+                offer=wanted.offer,
+                confidence=wanted.policy.confidence,
             )
+            budget -= sum(price_for(record, worker) for worker in group)
+            if budget < 0:
+                break
             add_replicas(record, group, now_ms, changes)
-            changes.tasks.append((record, 0, next_due(record, self.grace)))
+            old = olds.get(task.again or "")
+            if old is not None and hear(record, old):
+                changes.tasks.append((old, old.version, next_due(old, self._trust.terms)))
+            changes.tasks.append((record, 0, next_due(record, self._trust.terms)))
             records.append(record)
         return records
 
+    def _groups(
+        self,
+        wanted: m.LeaseTasks,
+        replicas: int,
+        fit: list[WorkerRecord],
+        affordable: int,
+        olds: dict[str, TaskRecord],
+        view: View,
+    ) -> list[list[WorkerRecord]]:
+        """Workers for the first tasks; whoever answered a task before does not get it again."""
+        distinct, chance = self._settings.distinct, self._chance
+        most = min(len(wanted.tasks), affordable)
+        if not olds:
+            fresh = newcomers_of(fit) if replicas > 1 else frozenset()
+            return assign(fit, tasks=most, replicas=replicas, distinct=distinct, chance=chance, newcomers=fresh)
+        past = self._store.workers(
+            sorted({each.worker_id for old in olds.values() for each in (*old.heard, *old.replicas)})
+        )
+        used: defaultdict[str, int] = defaultdict(int)
+        groups: list[list[WorkerRecord]] = []
+        for task in wanted.tasks[:most]:
+            old = olds.get(task.again or "")
+            had = [] if old is None else [past[r.worker_id] for r in (*old.heard, *old.replicas) if r.worker_id in past]
+            left = [replace(worker, used=worker.used + used[worker.worker_id]) for worker in fit]
+            found = assign(left, tasks=1, replicas=replicas, distinct=distinct, chance=chance, exclude=had)
+            # Where nobody else is left, whoever answered it may: it is no worse than not to compute it.
+            found = found or assign(left, tasks=1, replicas=replicas, distinct=distinct, chance=chance)
+            if not found:
+                break
+            groups += found
+            for worker in found[0]:
+                used[worker.worker_id] += 1
+        return groups
+
+    def _olds(self, job: Job, wanted: m.LeaseTasks) -> dict[str, TaskRecord]:
+        """The tasks of this job that are computed anew."""
+        named = list(dict.fromkeys(task.again for task in wanted.tasks if task.again is not None))
+        found = self._store.load(named)[1] if named else {}
+        return {task_id: old for task_id, old in found.items() if (old.account_id, old.job_id) == job}
+
     def _repeat(
-        self, account_id: str, job_id: str, task_ids: list[str], digests: set[bytes], sample: Sample, price: int
+        self, account_id: str, wanted: m.LeaseTasks, task_ids: list[str], digests: set[bytes], sample: Sample
     ) -> m.Leased:
         """The answer to a request that was answered before, made again from what is stored."""
         _, records = self._store.load(task_ids)
         mine = [
             records[task_id]
             for task_id in task_ids
-            if task_id in records and records[task_id].account_id == account_id and records[task_id].job_id == job_id
+            if task_id in records
+            and records[task_id].account_id == account_id
+            and records[task_id].job_id == wanted.job_id
         ]
         if not mine or any(record.input_digest not in digests for record in mine):
             raise ProblemError(409, "conflict", "this idempotency key was used for other tasks: choose a new one")
         numbers = [(record, list(range(record.redundancy))) for record in mine]
         workers = self._store.workers(sorted({r.worker_id for record in mine for r in record.replicas}))
-        return self._answer(account_id, job_id, numbers, workers, sample, price, sample.balance)
+        return self._answer(account_id, wanted, numbers, workers, sample, sample.balance)
 
     def _answer(
         self,
         account_id: str,
-        job_id: str,
+        wanted: m.LeaseTasks,
         leases: list[tuple[TaskRecord, list[int]]],
         workers: dict[str, WorkerRecord],
         sample: Sample,
-        price: int,
         balance: int,
     ) -> m.Leased:
-        keyed = []
+        job_id = wanted.job_id
+        listed = []
         for record, numbers in leases:
-            task_key = self.task_key(record)
-            if task_key is not None:
-                keyed.append((record, task_key, numbers))
+            keyed = self.task_keys(record)
+            if keyed is not None:
+                listed.append((record, keyed, numbers))
         master = self._keyring.master
         return m.Leased(
             program_key=keys.program_key(master, account_id, job_id),
             poll_key=keys.poll_key(master, account_id, job_id),
-            tasks=[self.leased_task(record, numbers, task_key) for record, task_key, numbers in keyed],
-            workers=self.assigned_workers(account_id, job_id, keyed, workers),
+            tasks=[self.leased_task(record, numbers, keyed) for record, keyed, numbers in listed],
+            workers=self.assigned_workers(account_id, job_id, listed, workers),
             network=m.NetworkState(workers=sample.workers_alive, slots=sample.slots_alive),
-            price=price,
+            price=price_of(wanted.tasks[0].cpu_limit_s) * wanted.offer,
             balance=balance,
         )
 
-    def _fit(self, workers: list[WorkerRecord], account_id: str) -> list[WorkerRecord]:
-        if self._settings.own_workers:
-            return workers
-        return [worker for worker in workers if worker.account_id != account_id]
+    def _fit(self, workers: list[WorkerRecord], account_id: str, view: View, *, trusting: bool) -> list[WorkerRecord]:
+        """Workers that may serve an account. `trusting`: a quorum decides, whatever is known of those who answer."""
+        if not self._settings.own_workers:
+            workers = [worker for worker in workers if worker.account_id != account_id]
+        if trusting:
+            return [worker for worker in workers if not worker.banned]
+        return welcome(workers, view)
 
     def _timeout(self, task: m.TaskWanted, wanted_s: float | None) -> float:
         least = max(self._settings.min_timeout_s, task.cpu_limit_s if wanted_s is None else 0.0)
         usual = max(self._settings.default_timeout_s, 4 * task.cpu_limit_s)
         return min(max(usual if wanted_s is None else wanted_s, least), self._settings.max_timeout_s)
-
-
-def _affordable(tasks: Sequence[m.TaskWanted], redundancy: int, balance: int) -> int:
-    """How many of the tasks, in order, the balance pays for."""
-    for count, task in enumerate(tasks):
-        balance -= price_of(task.cpu_limit_s) * redundancy
-        if balance < 0:
-            return count
-    return len(tasks)
 
 
 def _cost(changes: Changes) -> int:

@@ -6,18 +6,32 @@ copy is never shared, so these types are not frozen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from ec262.protocol.messages import EXECUTOR
+from ec262.protocol.messages import EXECUTOR, Requirements
 from ec262.protocol.receipts import Kind
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
 
+PLATFORM = "platform:"
+"""How the need of a task begins that keeps to one family of processors."""
+
 
 class ReplicaRecord(msgspec.Struct, array_like=True):
-    """One worker's attempt. `deadline_ms` by Redis' clock."""
+    """One worker's attempt. Times by Redis' clock.
+
+    Attributes:
+        price: in escrow for it, and its worker's if its answer counts.
+        tokens: SHA-256 over the digests of its result's tokens, as its receipt has them.
+        believed: how far its worker was believed when the task was decided.
+        verified, doubts, words: what its worker's tally gained by this task (`credibility.Tally`): to be taken back
+            should the task be decided anew.
+        differed: whether it counts as a dissent in the job's noise; None: it was compared with nobody.
+        vests_ms: from when on its pay may be spent.
+        disputed: empty, or what became of the foreman's dispute.
+    """
 
     worker_id: str
     worker_account: str
@@ -28,6 +42,15 @@ class ReplicaRecord(msgspec.Struct, array_like=True):
     commitment: bytes = b""
     cpu_s: float = 0.0
     lost: bool = False
+    price: int = 1
+    tokens: bytes = b""
+    believed: float = 0.0
+    verified: int = 0
+    doubts: int = 0
+    words: int = 0
+    differed: bool | None = None
+    vests_ms: int = 0
+    disputed: str = ""
 
 
 class TaskRecord(msgspec.Struct, array_like=True):
@@ -35,6 +58,13 @@ class TaskRecord(msgspec.Struct, array_like=True):
 
     `worker_class` is what replicas have to share to be compared (`class_of`); `capabilities`, sorted, what each of its
     workers has to have.
+
+    Attributes:
+        units: of work, at most `offer` credits each (`ReplicaRecord.price`).
+        confidence: wanted, 0 where redundancy and quorum decide; `reached` when it was accepted.
+        keep: it is remembered until its job closes.
+        heard: answers to the task that this one computes anew.
+        replaced: another task computes it anew, and has heard its answers.
     """
 
     task_id: str
@@ -48,7 +78,7 @@ class TaskRecord(msgspec.Struct, array_like=True):
     input_digest: bytes
     cpu_limit_s: float
     timeout_s: float
-    price: int
+    units: int
     redundancy: int
     quorum: int
     max_replicas: int
@@ -58,6 +88,12 @@ class TaskRecord(msgspec.Struct, array_like=True):
     commitment: bytes = b""
     forget_ms: int = 0
     capabilities: list[str] = []
+    offer: int = 1
+    confidence: float = 0.0
+    reached: float = 0.0
+    keep: bool = False
+    heard: list[ReplicaRecord] = []
+    replaced: bool = False
 
     def lease_id(self, number: int) -> str:
         """The id of replica `number`: it names its task, so that no table has to."""
@@ -71,7 +107,16 @@ class TaskRecord(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """A worker as discovery sees it."""
+    """A worker as discovery sees it.
+
+    Attributes:
+        verified, doubts, words: what all foremen share of its record (`credibility.Tally`).
+        accusers: in jobs of how many unrelated foremen it is accused.
+        share: it is given its capacity divided by this.
+        ask: credits that it wants for a unit of the price.
+        platform: family of its processor; empty: it did not say.
+        banned, auditor: of its account.
+    """
 
     worker_id: str
     account_id: str
@@ -81,16 +126,33 @@ class WorkerRecord:
     epoch: int
     used: int
     capacity: int
+    verified: int = 0
+    doubts: int = 0
+    words: int = 0
+    accusers: int = 0
+    share: int = 1
+    ask: int = 1
+    platform: str = ""
+    banned: bool = False
+    auditor: bool = False
 
     @property
     def free(self) -> int:
         """How many more leases it may hold."""
-        return max(0, self.capacity - self.used)
+        return max(0, max(1, self.capacity // self.share) - self.used)
 
 
 @dataclass(frozen=True, slots=True)
 class AccountRecord:
-    """An account as discovery sees it, in credits."""
+    """An account as discovery sees it, in credits.
+
+    Attributes:
+        workers: how many are registered now.
+        banned: by whom and why, empty: it is not.
+        auditor: marked by the operator as one to believe.
+        shown: its name on the leaderboard, empty: not there.
+        network: the neighbourhood that it was made from, empty: not known.
+    """
 
     account_id: str
     name: str
@@ -99,6 +161,10 @@ class AccountRecord:
     earned: int
     spent: int
     workers: int
+    banned: str = ""
+    auditor: bool = False
+    shown: str = ""
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +189,33 @@ def class_of(lane: str, python: str, capabilities: Iterable[str] = ()) -> str:
 def set_of(capabilities: Iterable[str]) -> list[str]:
     """Capabilities in the one order in which they are stored and compared, each once."""
     return sorted(set(capabilities))
+
+
+def needs_of(requirements: Requirements) -> list[str]:
+    """What a worker of the right class needs to have: capabilities, and the platform where that matters."""
+    platform = [PLATFORM + requirements.platform] if requirements.platform else []
+    return set_of([*requirements.capabilities, *platform])
+
+
+def pools_of(capabilities: Iterable[str], platform: str) -> list[str]:
+    """Names of the pools of its class that a worker is in, so that whoever needs these finds it in one step.
+
+    One for each capability, one for the platform, and one for both. A platform that is claimed as if it were a
+    capability does not count.
+    """
+    had = [capability for capability in set_of(capabilities) if not capability.startswith(PLATFORM)]
+    if not platform:
+        return had
+    return [*had, PLATFORM + platform, *(f"{capability}+{PLATFORM}{platform}" for capability in had)]
+
+
+def pools_for(needs: Sequence[str]) -> list[str]:
+    """Names of the pools whose workers have all of `needs`, if they are in all of these pools."""
+    platforms = [need for need in needs if need.startswith(PLATFORM)]
+    others = [need for need in needs if not need.startswith(PLATFORM)]
+    if len(platforms) == 1 and others:
+        return [f"{other}+{platforms[0]}" for other in others]
+    return list(needs)
 
 
 def split_lease(lease_id: str) -> tuple[str, int]:

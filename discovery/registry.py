@@ -6,11 +6,16 @@ import hashlib
 import hmac
 import secrets
 import uuid
+from collections.abc import Sequence
 
+from discovery.addresses import origins
+from discovery.admission import IDS_A_WORKER, NOT_ADMITTED, Origin, invitation_id, limits_of, shown_name
 from discovery.keyring import Keyring
-from discovery.records import class_of, set_of
+from discovery.records import class_of
 from discovery.settings import Settings
-from discovery.store.store import Beat, Registered, Store
+from discovery.store.accounts import Accounts
+from discovery.store.store import Beat, Most, NotAdmitted, Registered, Store
+from ec262.errors import ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 
@@ -26,24 +31,52 @@ class Registry:
         self._keyring = keyring
         self._settings = settings
 
-    def create_account(self, name: str) -> m.AccountCreated:
-        """A new account with starting credits."""
-        secret = secrets.token_urlsafe(32)
-        credits = self._settings.starting_credits
-        account_id = uuid.uuid4().hex
-        while not self._store.create_account(account_id, _hash(account_id, secret), name, credits):
-            account_id = uuid.uuid4().hex
-        return m.AccountCreated(account_id=account_id, secret=secret, balance=credits)
+    def create_account(self, address: str, wanted: m.CreateAccount) -> m.AccountCreated:
+        """A new account for whoever asks from an address, if it may have one; usually with starting credits.
 
-    def authentic(self, account_id: str, secret: str) -> bool:
-        """Whether the secret is the account's."""
-        stored = self._store.secret_hash(account_id)
+        Raises:
+            ProblemError: ``registration-closed``, ``invitation-refused``, ``too-many``.
+        """
+        mode = self._settings.registration
+        if mode == "closed":
+            raise ProblemError(403, "registration-closed", "ask whoever runs this service for an account")
+        if mode == "invite" and not wanted.invitation:
+            raise ProblemError(
+                403, "invitation-refused", "accounts of this service are by invitation: ask whoever runs it for one"
+            )
+        limits = limits_of(address, self._settings)
+        outcome, made = self._new_account(address, wanted.name, wanted.invitation, [] if wanted.invitation else limits)
+        if outcome == "invitation" and mode == "open":  # here it only lifts limits, and may be another service's
+            outcome, made = self._new_account(address, wanted.name, "", limits)
+        if outcome == "invitation":
+            raise ProblemError(403, "invitation-refused", "this invitation is used up, over, revoked, or was none")
+        if made is None:
+            raise ProblemError(
+                *(429, "too-many"),
+                "too many accounts were made from this address or its neighbourhood today: use the account that you "
+                "have, ask whoever runs this service for an invitation, or try again tomorrow (UTC)",
+            )
+        return made
+
+    def _new_account(
+        self, address: str, name: str, invitation: str, limits: Sequence[Origin]
+    ) -> tuple[str, m.AccountCreated | None]:
+        return new_account(
+            *(self._store.accounts, name, self._settings.starting_credits),
+            network=origins(address)[1],
+            invitation=invitation,
+            limits=limits,
+        )
+
+    def authentic(self, account_id: str, secret: str) -> tuple[bool, str]:
+        """Whether the secret is the account's; and why the account is banned, empty: it is not."""
+        stored, banned = self._store.accounts.secret(account_id)
         made = _hash(account_id, secret)
-        return hmac.compare_digest(stored if stored is not None else bytes(32), made) and stored is not None
+        return hmac.compare_digest(stored if stored is not None else bytes(32), made) and stored is not None, banned
 
     def account_state(self, account_id: str) -> m.AccountState:
         """What an account has."""
-        record = self._store.account(account_id)
+        record = self._store.accounts.record(account_id)
         return m.AccountState(
             account_id=account_id,
             name=record.name,
@@ -52,23 +85,47 @@ class Registry:
             earned=record.earned,
             spent=record.spent,
             workers=record.workers,
+            banned=record.banned,
+            auditor=record.auditor,
+            shown=record.shown,
         )
 
-    def register(self, account_id: str, address: str, wanted: m.RegisterWorker) -> Registered | None:
-        """Puts a worker in the pool at the address it came from; None: the id is another account's."""
-        return self._store.register(
-            worker_id=wanted.worker_id,
-            account_id=account_id,
-            address=address,
-            port=wanted.port,
-            slots=wanted.slots,
-            capacity=wanted.slots * self._settings.prefetch,
-            boot_id=wanted.boot_id,
-            worker_class=class_of(wanted.lane, wanted.python, wanted.capabilities),
-            capabilities=set_of(wanted.capabilities),
-            ttl_ms=int(self._settings.ttl_s * 1000),
-            layers=wanted.layers,
-        )
+    def show_account(self, account_id: str, wanted: m.ShowAccount) -> m.AccountState:
+        """Puts the account on the leaderboard under a name, or takes it off.
+
+        Raises:
+            Malformed: a name that cannot be shown.
+        """
+        self._store.accounts.show(account_id, shown_name(wanted.name))
+        return self.account_state(account_id)
+
+    def register(self, account_id: str, address: str, wanted: m.RegisterWorker) -> Registered:
+        """Puts a worker in the pool at the address it came from.
+
+        Raises:
+            ProblemError: ``forbidden`` (the id is another account's), ``too-many``, ``banned``.
+        """
+        most = self._settings.account_workers
+        try:
+            return self._store.register(
+                worker_id=wanted.worker_id,
+                account_id=account_id,
+                address=address,
+                port=wanted.port,
+                slots=wanted.slots,
+                capacity=wanted.slots * self._settings.prefetch,
+                boot_id=wanted.boot_id,
+                worker_class=class_of(wanted.lane, wanted.python, wanted.capabilities),
+                capabilities=wanted.capabilities,
+                ttl_ms=int(self._settings.ttl_s * 1000),
+                layers=wanted.layers,
+                ask=wanted.ask,
+                platform=wanted.platform,
+                near=origins(address)[1],
+                most=Most(most, most * IDS_A_WORKER, self._settings.neighbourhood_workers),
+            )
+        except NotAdmitted as reason:
+            raise ProblemError(*NOT_ADMITTED[reason.what]) from None
 
     def registered(self, wanted: m.RegisterWorker, done: Registered) -> m.WorkerRegistered:
         """The answer to a registration."""
@@ -93,6 +150,31 @@ class Registry:
     def worker_key(self, worker_id: str) -> bytes:
         """The key shared with a worker."""
         return keys.worker_key(self._keyring.master, worker_id, KEY_VERSION)
+
+
+def new_account(
+    accounts: Accounts,
+    name: str,
+    credits: int,
+    *,
+    network: str = "",
+    invitation: str = "",
+    limits: Sequence[Origin] = (),
+) -> tuple[str, m.AccountCreated | None]:
+    """Makes an account; returns the outcome as `Accounts.create` does, and the account where that is ``ok``."""
+    secret = secrets.token_urlsafe(32)
+    outcome = "taken"
+    while outcome == "taken":
+        account_id = uuid.uuid4().hex
+        outcome, got = accounts.create(
+            *(account_id, _hash(account_id, secret), name, credits),
+            network=network,
+            invitation_id=invitation_id(invitation) if invitation else "",
+            origins=limits,
+        )
+    if outcome != "ok":
+        return outcome, None
+    return outcome, m.AccountCreated(account_id=account_id, secret=secret, balance=got)
 
 
 def _hash(account_id: str, secret: str) -> bytes:

@@ -8,17 +8,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import gevent
 import redis
 from gevent.event import Event
 from gevent.os import make_nonblocking, nb_read
 
+from discovery.addresses import plain
 from discovery.app import Discovery, create_discovery
-from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, settings_for
+from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, PUBLIC_LIMITS, settings_for
 from discovery.store.server import start_server
 from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
@@ -36,6 +38,13 @@ then, on any machine:
   python worker.py -v --discovery http://THIS-HOST:26262
   curl http://THIS-HOST:26262/v1/credits
 """
+
+LIMITS = {
+    "address-accounts": "accounts that may be made from an address in a day",
+    "address-grants": "how many of these get starting credits",
+    "account-workers": "workers of an account at a time",
+    "neighbourhood-workers": "workers of a neighbourhood (/24, or /48 of IPv6) at a time",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +72,20 @@ def parser() -> argparse.ArgumentParser:
         help="in what the workers of one task have to differ (default: account,address when public, none when private)",
     )  # fmt: skip
     made.add_argument("--starting-credits", type=int, metavar="N", help="credits minted for each new account")
+    made.add_argument(
+        "--registration", choices=["open", "invite", "closed"],
+        help="who makes accounts: anybody (default), who has an invitation (`ec262 operator invite`), or you alone",
+    )  # fmt: skip
+    for flag, what in LIMITS.items():
+        made.add_argument(
+            f"--{flag}", type=_limit, metavar="N",
+            help=f"{what}, 0 for any number (default: {PUBLIC_LIMITS[flag.replace('-', '_')]} when public, 0 when "
+            "private)",
+        )  # fmt: skip
+    made.add_argument(
+        "--proxy", type=_address, action="append", metavar="ADDRESS",
+        help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
+    )  # fmt: skip
     made.add_argument("-v", "--verbose", action="store_true", help="log every request")
     made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
@@ -89,7 +112,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(flags: argparse.Namespace) -> int:
-    settings = settings_for(flags.network, flags.distinct, flags.starting_credits)
+    settings = settings_for(
+        flags.network,
+        flags.distinct,
+        flags.starting_credits,
+        registration=flags.registration,
+        address_accounts=flags.address_accounts,
+        address_grants=flags.address_grants,
+        account_workers=flags.account_workers,
+        neighbourhood_workers=flags.neighbourhood_workers,
+        proxies=tuple(flags.proxy) if flags.proxy else None,
+    )
     over = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, over.set)
@@ -116,6 +149,8 @@ def _serve(flags: argparse.Namespace) -> int:
         )
         server.start()
         stack.callback(server.stop)
+        discovery.mover.run = _in_thread
+        stack.callback(discovery.mover.close)
         sweeper = gevent.spawn(_sweep, discovery)
         stack.callback(sweeper.kill)
         if flags.parent_pipe:
@@ -129,6 +164,19 @@ def _serve(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a number, 0 or more")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    try:
+        return plain(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
+
+
 def _sweep(discovery: Discovery) -> None:
     while True:
         gevent.sleep(discovery.settings.sweep_every_s)
@@ -138,6 +186,16 @@ def _sweep(discovery: Discovery) -> None:
             log.error("the store does not answer; sweeping again soon: %s", reason)
         except Exception:
             log.exception("a fault in sweeping; it goes on")
+
+
+def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls what computes and writes to disk in a thread, so that requests are answered meanwhile."""
+    done = gevent.get_hub().threadpool.spawn(function, *arguments)
+    try:
+        return done.get()
+    except gevent.GreenletExit:
+        done.wait()  # it has the files that are about to be closed
+        raise
 
 
 def _wait_for_parent(over: Event) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Network = Literal["private", "public"]
 Distinct = Literal["account,address", "account", "none"]
+Mode = Literal["open", "invite", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +18,28 @@ class Settings:
         network: ``private``: plenty of credits, own workers may serve; ``public``: neither.
         distinct: in what the workers of one task have to differ, beside being different workers.
         starting_credits: minted for each new account.
+        registration: who makes accounts: anybody, who has an invitation, or the operator alone.
+        address_accounts: most accounts made from an address in a day (UTC), 0: any number. Its neighbourhood may have
+            four times as many. An invitation lifts this limit and the next.
+        address_grants: how many of these get starting credits, 0: all.
+        account_workers: most workers of an account at a time, 0: any number; it may have 16 times as many worker ids.
+        neighbourhood_workers: most workers at a time in a neighbourhood (/24 of IPv4, /48 of IPv6), 0: any number.
+        proxies: addresses of reverse proxies that say truly whom they speak for.
         ttl_s: a worker that sent no heartbeat for so long leaves the pool.
         heartbeat_s: how often workers are told to send one.
         prefetch: most leases a worker holds for each of its slots.
         default_timeout_s: until a lease's deadline, where the foreman does not say (or four times the CPU limit).
         late_grace_s: how long after a deadline a late receipt is still paid.
-        settled_grace_s: how long a settled task's keys can be asked for again; then they are destroyed.
+        settled_grace_s: how long a settled task's keys can be asked for again, and its answers disputed; then they are
+            destroyed. In a public network earnings may be spent after it.
         max_task_life_s: no replica is added to a task later than this; bounds how long wrapping keys are kept.
         wrapping_rotation_s: how often the key that wraps task keys changes.
+        kept_job_s: who answered what is forgotten of a job that is not closed, nor heard of for so long.
+        hold_s: a lease that no foreman pushed for so long does not hold its worker.
+        hold_leases: leases of a worker that were never pushed, of which the first costs their foreman a credit.
+        effort_cap: most credits that a worker's account gets of undecided tasks of one job.
+        dispute_fee: what a dispute costs a foreman that is wrong.
+        most_share: workers that take leases and return nothing get as little as one in so many.
         silent_job_s: a running job of which nothing was heard for so long is no longer shown.
         ended_job_s: how long a job is shown that ended.
         account_jobs: most jobs of one account that are kept to be shown.
@@ -33,6 +48,12 @@ class Settings:
     network: Network = "private"
     distinct: Distinct = "none"
     starting_credits: int = 1_000_000
+    registration: Mode = "open"
+    address_accounts: int = 0
+    address_grants: int = 0
+    account_workers: int = 0
+    neighbourhood_workers: int = 0
+    proxies: tuple[str, ...] = ()
     ttl_s: float = 60.0
     heartbeat_s: float = 20.0
     prefetch: int = 512
@@ -43,6 +64,13 @@ class Settings:
     settled_grace_s: float = 600.0
     max_task_life_s: float = 4 * 3600.0
     wrapping_rotation_s: float = 600.0
+    min_cpu_limit_s: float = 0.1
+    kept_job_s: float = 3600.0
+    hold_s: float = 30.0
+    hold_leases: int = 16
+    effort_cap: int = 16
+    dispute_fee: int = 1
+    most_share: int = 64
     max_result_bytes: int = 256 * 1024 * 1024
     sample: int = 64
     silent_job_s: float = 300.0
@@ -55,6 +83,11 @@ class Settings:
         """Whether a foreman's own workers may serve it."""
         return self.network == "private"
 
+    @property
+    def vesting_s(self) -> float:
+        """How long earnings may not be spent: as long as they can be disputed."""
+        return self.settled_grace_s if self.network == "public" else 0.0
+
 
 PRIVATE_CREDITS = 1_000_000
 MOST_STARTING_CREDITS = 10**9
@@ -62,8 +95,14 @@ MOST_STARTING_CREDITS = 10**9
 PUBLIC_CREDITS = 12
 
 
-def settings_for(network: Network, distinct: Distinct | None = None, starting_credits: int | None = None) -> Settings:
-    """Settings with the defaults of the network's kind."""
+PUBLIC_LIMITS = {"address_accounts": 10, "address_grants": 2, "account_workers": 64, "neighbourhood_workers": 256}
+"""What a public network allows where its operator says nothing; a private one has no such limits."""
+
+
+def settings_for(
+    network: Network, distinct: Distinct | None = None, starting_credits: int | None = None, **chosen: Any
+) -> Settings:
+    """Settings with the defaults of the network's kind, for what is None as well."""
     public = network == "public"
     return Settings(
         network=network,
@@ -71,4 +110,5 @@ def settings_for(network: Network, distinct: Distinct | None = None, starting_cr
         starting_credits=(PUBLIC_CREDITS if public else PRIVATE_CREDITS)
         if starting_credits is None
         else starting_credits,
+        **(PUBLIC_LIMITS if public else {}) | {name: value for name, value in chosen.items() if value is not None},
     )

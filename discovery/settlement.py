@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from discovery import tasks as rules
-from discovery.leasing import ATTEMPTS, Leasing
+from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
+from discovery.credibility import clarity
+from discovery.leasing import Leasing, Market
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
-from discovery.store.store import Conflict, Sample, Store
-from discovery.tasks import Changes, next_due
+from discovery.store.reputations import Job
+from discovery.store.store import Conflict, Store
+from discovery.tasks import Changes, View
+from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken
-from ec262.protocol import keys
 from ec262.protocol import messages as m
+from ec262.protocol.keys import TaskKeys
 from ec262.protocol.receipts import Receipt, open_receipts
 from ec262.protocol.states import ReplicaState, TaskState
 
-log = logging.getLogger("ec262.discovery.settlement")
-
-SWEEP_BATCH = 500
+SWEEP_BATCH = BATCH
 MOST_RECEIPTS = 20_000
 """Of one settlement; a foreman's has a few hundred."""
 
@@ -41,11 +42,12 @@ class _Shown:
 class Settlement:
     """Decides tasks, pays for them and releases their keys."""
 
-    def __init__(self, store: Store, registry: Registry, leasing: Leasing) -> None:
+    def __init__(self, store: Store, registry: Registry, trust: Trust, leasing: Leasing) -> None:
         self._store = store
         self._registry = registry
+        self._trust = trust
         self._leasing = leasing
-        self._grace = leasing.grace
+        self._terms = trust.terms
 
     def settle(self, account_id: str, asked: m.Settle) -> m.Settled:
         """Records receipts, then decides the tasks named. Asking again within the grace period gives the same answer.
@@ -61,6 +63,8 @@ class Settlement:
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
+        job = (account_id, asked.job_id)
+        self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
             now_ms, found = self._store.load(list(task_ids))
             records = {
@@ -68,12 +72,13 @@ class Settlement:
                 for task_id, record in found.items()
                 if record.account_id == account_id and record.job_id == asked.job_id
             }
-            before = _fingerprints(records)
+            view = self._trust.views(records.values()).get(job) or self._trust.view(job)
+            before = fingerprints(records)
             changes = Changes()
             bad = set(refused)
             for item in shown:
                 record = records.get(item.task_id)
-                why = "not this job's" if record is None else self._record(record, item, changes)
+                why = "not this job's" if record is None else self._record(record, item, now_ms, view, changes)
                 if why:
                     bad.add(item.bundle)
             again: dict[str, int] = {}
@@ -83,17 +88,18 @@ class Settlement:
                     if replica.lost:
                         again[task_id] = min(number, again.get(task_id, number))
                     replica.lost = True
-            added = self._decide(records, decide, now_ms, changes)
+            added = self._decide(records, decide, now_ms, view, changes)
             added |= self._repeat(records, again, decide, added)
-            self._note_changed(records, before, changes)
+            note_changed(records, before, self._terms, changes)
             try:
                 if changes.tasks:
-                    self._store.commit(changes, now_ms, needs=_needs(account_id, changes))
+                    self._store.commit(changes, now_ms, self._terms, needs=_needs(account_id, changes))
             except Conflict:
                 continue
-            return self._answer(
-                account_id, asked.job_id, decide, records, added, sorted(bad), _late(shown, records, decide)
-            )
+            self._trust.hush(job, view)
+            if changes.accuses:
+                self._trust.review()
+            return self._answer(job, decide, records, added, sorted(bad), _late(shown, records, decide), view)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
@@ -105,11 +111,25 @@ class Settlement:
             def record(
                 records: dict[str, TaskRecord], now_ms: int, changes: Changes, batch: list[_Shown] = batch
             ) -> None:
+                views = self._trust.views(records.values())
                 for item in batch:
                     if item.task_id in records:
-                        self._record(records[item.task_id], item, changes)
+                        of = records[item.task_id]
+                        self._record(of, item, now_ms, views[of.account_id, of.job_id], changes)
 
             self._change(list(dict.fromkeys(item.task_id for item in batch)), record)
+
+    def release(self, worker_id: str, lease_ids: Sequence[str]) -> None:
+        """Frees leases that a worker says it was never pushed, once they held it for too long; their foreman pays."""
+        leases = [split_lease(lease_id) for lease_id in dict.fromkeys(lease_ids)]
+
+        def free(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
+            released: dict[str, int] = {}
+            for task_id, number in leases:
+                if task_id in records:
+                    rules.release_unpushed(records[task_id], number, worker_id, now_ms, self._terms, released, changes)
+
+        self._change(list(dict.fromkeys(task_id for task_id, _ in leases)), free)
 
     def expire_leases(self, lease_ids: Sequence[str]) -> None:
         """Frees what a worker held before it started anew."""
@@ -134,44 +154,17 @@ class Settlement:
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
             for record in records.values():
-                rules.fall_due(record, now_ms, self._grace, changes)
+                rules.fall_due(record, now_ms, self._terms, changes)
 
         self._change(due, fall_due, always=True)
         return len(due)
 
     # --- inside ---
 
-    def _change(
-        self,
-        task_ids: list[str],
-        change: Callable[[dict[str, TaskRecord], int, Changes], object],
-        *,
-        always: bool = False,
-    ) -> None:
-        """Loads tasks, lets `change` work on them, commits; starts over when others were faster."""
-        if not task_ids:
-            return
-        for _ in range(ATTEMPTS):
-            now_ms, records = self._store.load(task_ids)
-            before = {} if always else _fingerprints(records)
-            changes = Changes()
-            change(records, now_ms, changes)
-            self._note_changed(records, before, changes)
-            try:
-                if changes.tasks:
-                    self._store.commit(changes, now_ms)
-                return
-            except Conflict:
-                continue
-        log.warning("tasks changed too often to be changed here; they stay due: %d tasks", len(task_ids))
-
-    def _note_changed(
-        self, records: dict[str, TaskRecord], before: dict[str, tuple[object, ...]], changes: Changes
-    ) -> None:
-        """Has those records committed that the rules changed, and those of which nothing is known from before."""
-        for task_id, record in records.items():
-            if before.get(task_id) != _fingerprint(record):
-                changes.tasks.append((record, record.version, next_due(record, self._grace)))
+    def _change(self, task_ids: list[str], work: Change, *, always: bool = False) -> None:
+        done = change(self._store, self._terms, task_ids, work, always=always)
+        if done is not None and done.accuses:
+            self._trust.review()
 
     def _open(self, sealed: Sequence[m.SealedReceipts]) -> tuple[list[_Shown], list[int]]:
         """The receipts in bundles that hold, and the positions of those that do not."""
@@ -185,49 +178,52 @@ class Settlement:
                 refused.append(position)
         return shown, refused
 
-    @staticmethod
-    def _record(record: TaskRecord, item: _Shown, changes: Changes) -> str:
-        return rules.record_receipt(record, item.number, item.worker_id, item.epoch, item.receipt, changes)
+    def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
+        return rules.record_receipt(
+            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes)
+        )
 
     def _decide(
-        self, records: dict[str, TaskRecord], wanted: Sequence[str], now_ms: int, changes: Changes
+        self, records: dict[str, TaskRecord], wanted: Sequence[str], now_ms: int, view: View, changes: Changes
     ) -> dict[str, list[tuple[int, WorkerRecord]]]:
         """Moves each leased task as far as its answers allow; returns the replicas that were added."""
-        added: dict[str, list[tuple[int, WorkerRecord]]] = {}
         extend: list[tuple[TaskRecord, int]] = []
         for task_id in wanted:
             record = records.get(task_id)
             if record is None or record.state is not TaskState.LEASED:
                 continue
-            verdict = rules.verdict_on(record)
+            verdict = rules.verdict_on(record, view)
             if isinstance(verdict, Accepted):
-                rules.accept(record, verdict, now_ms, self._grace, changes)
+                rules.accept(record, verdict, now_ms, self._terms, view, changes)
             elif isinstance(verdict, Undecided):
-                rules.give_up(record, now_ms, self._grace, changes)
+                rules.give_up(record, now_ms, self._terms, view, changes)
             elif isinstance(verdict, More):
                 extend.append((record, verdict.replicas))
-        if not extend:
-            return added
-        past = self._store.workers(sorted({r.worker_id for record, _ in extend for r in record.replicas}))
-        samples: dict[tuple[str, ...], Sample] = {}
-        spent = 0
-        taken: dict[str, int] = {}
+        return self._extend(extend, now_ms, view, changes) if extend else {}
+
+    def _extend(
+        self, extend: Sequence[tuple[TaskRecord, int]], now_ms: int, view: View, changes: Changes
+    ) -> dict[str, list[tuple[int, WorkerRecord]]]:
+        """Leases tasks to as many further workers as they want and there are."""
+        added: dict[str, list[tuple[int, WorkerRecord]]] = {}
+        named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
+        past = self._store.workers(sorted(named))
+        markets: dict[tuple[object, ...], Market] = {}
         for record, count in extend:
-            fit = (record.worker_class, *record.capabilities)
-            if fit not in samples:
-                samples[fit] = self._leasing.sample_for(record)
-            sample = samples[fit]
-            budget = sample.balance - spent
-            if budget < count * record.price or not self._leasing.may_extend(record, now_ms):
+            kind = (record.worker_class, record.offer, *record.capabilities)
+            if kind not in markets:
+                markets[kind] = self._leasing.market(record, past)
+            market = markets[kind]
+            if market.budget < record.units or not self._leasing.may_extend(record, now_ms):
                 # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.
                 if not rules.still_out(record):
-                    rules.give_up(record, now_ms, self._grace, changes)
+                    rules.give_up(record, now_ms, self._terms, view, changes)
                 continue
-            left = [_with_used(worker, taken.get(worker.worker_id, 0)) for worker in sample.workers]
-            fresh = self._leasing.extend(record, count, Sample(now_ms, budget, left, 0, 0), past, changes)
-            for _, worker in fresh:
-                taken[worker.worker_id] = taken.get(worker.worker_id, 0) + 1
-            spent += len(fresh) * record.price
+            if count > 1 and record.confidence:
+                # So many are wanted of newcomers; of workers that are known fewer may do.
+                verdict = rules.verdict_on(record, view, further=further(market.workers.values(), market.view))
+                count = verdict.replicas if isinstance(verdict, More) else 1
+            fresh = self._leasing.extend(record, count, market, past, changes)
             if fresh:
                 added[record.task_id] = fresh
         return added
@@ -263,45 +259,51 @@ class Settlement:
 
     def _answer(
         self,
-        account_id: str,
-        job_id: str,
+        job: Job,
         decide: Sequence[str],
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
         refused: list[int],
         late: list[m.LateReplica],
+        view: View,
     ) -> m.Settled:
         verdicts = []
         leases = []
         workers: dict[str, WorkerRecord] = {}
         for task_id in decide:
             record = records.get(task_id)
-            task_key = None if record is None else self._leasing.task_key(record)
-            if record is None or task_key is None:
+            if record is None:
+                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
+                continue
+            if record.state in (TaskState.UNDECIDED, TaskState.EXPIRED, TaskState.OVERTURNED):
+                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="undecided", reason=_why(record)))
+                continue
+            keyed = self._leasing.task_keys(record)
+            if keyed is None:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
             elif record.state is TaskState.ACCEPTED:
-                verdicts.append(_accepted(record, task_key))
-            elif record.state is not TaskState.LEASED:
-                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="undecided", reason=_why(record)))
+                verdicts.append(_accepted(record, keyed))
             elif task_id in added:
                 numbers = [number for number, _ in added[task_id]]
                 workers.update((worker.worker_id, worker) for _, worker in added[task_id])
-                leases.append((record, task_key, numbers))
+                leases.append((record, keyed, numbers))
                 verdicts.append(
                     m.TaskVerdict(
                         task_id=task_id,
                         verdict="more",
-                        task=self._leasing.leased_task(record, numbers, task_key),
+                        task=self._leasing.leased_task(record, numbers, keyed),
                     )
                 )
             else:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="pending"))
         return m.Settled(
             tasks=verdicts,
-            workers=self._leasing.assigned_workers(account_id, job_id, leases, workers),
+            workers=self._leasing.assigned_workers(*job, leases, workers),
             late=late,
             refused_receipts=refused,
-            balance=self._store.account(account_id).balance,
+            balance=self._store.accounts.record(job[0]).balance,
+            recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
+            clarity=clarity(view.noise),
         )
 
 
@@ -320,7 +322,7 @@ def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequ
     return late
 
 
-def _accepted(record: TaskRecord, task_key: bytes) -> m.TaskVerdict:
+def _accepted(record: TaskRecord, keyed: TaskKeys) -> m.TaskVerdict:
     released = []
     dissenters = []
     for number, replica in enumerate(record.replicas):
@@ -330,7 +332,7 @@ def _accepted(record: TaskRecord, task_key: bytes) -> m.TaskVerdict:
                 m.ReleasedKey(
                     lease_id=lease_id,
                     worker_id=replica.worker_id,
-                    result_key=keys.result_key(task_key, lease_id),
+                    result_key=keyed.result(lease_id),
                 )
             )
         elif replica.state is ReplicaState.DISSENTED:
@@ -342,6 +344,7 @@ def _accepted(record: TaskRecord, task_key: bytes) -> m.TaskVerdict:
         commitment=record.commitment,
         keys=released,
         dissenters=dissenters,
+        confidence=record.reached if record.confidence else None,
     )
 
 
@@ -349,30 +352,19 @@ def _why(record: TaskRecord) -> str:
     answers = sum(1 for replica in record.replicas if replica.kind is not None)
     if record.state is TaskState.EXPIRED:
         return "nobody settled it before its deadline"
+    if record.state is TaskState.OVERTURNED:
+        return "it was accepted, and is no longer believed: compute it again"
     asked = f"{len(record.replicas)} workers were asked and {answers} answered"
+    if record.confidence:
+        return (
+            f"{asked}, no answer is right with probability {record.confidence}, no more may be asked or can be paid: "
+            "the network has too few workers, or the program looks nondeterministic (time, chance, set order)"
+        )
     if answers < record.quorum:
         return f"{asked}, and no more may be asked or can be paid"
     return (
         f"{asked}, fewer than {record.quorum} alike, and no more may be asked or can be paid: "
         "the program looks nondeterministic (time, chance, set order), unless many workers lie"
-    )
-
-
-def _fingerprint(record: TaskRecord) -> tuple[object, ...]:
-    """What the rules may change of a record: cheaper to compare than to encode it twice."""
-    return (record.state, *[(replica.state, replica.lost) for replica in record.replicas])
-
-
-def _fingerprints(records: dict[str, TaskRecord]) -> dict[str, tuple[object, ...]]:
-    return {task_id: _fingerprint(record) for task_id, record in records.items()}
-
-
-def _with_used(worker: WorkerRecord, more: int) -> WorkerRecord:
-    if not more:
-        return worker
-    return WorkerRecord(
-        *(worker.worker_id, worker.account_id, worker.address, worker.port, worker.slots, worker.epoch),
-        *(worker.used + more, worker.capacity),
     )
 
 

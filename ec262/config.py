@@ -6,6 +6,7 @@ variable                 overrides
 ``EC262_DISCOVERY``      the discovery service to use, such as ``https://discovery.example:26262``
 ``EC262_HOME``           where credentials are kept
 ``EC262_WORKER_<NAME>``  the field ``name`` of `WorkerSettings`, such as ``EC262_WORKER_SLOTS=2``
+``EC262_INVITATION``     an invitation, for accounts that workers and jobs make by themselves
 ``EC262_PLAIN_HTTP``     ``1``: secrets may travel without TLS beyond this machine (a network you trust)
 =======================  =======================================================================================
 
@@ -32,6 +33,8 @@ DEFAULT_DISCOVERY_URL = f"http://127.0.0.1:{DISCOVERY_PORT}"
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _MEBIBYTE = 1024 * 1024
 _STORAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,57}")
+MOST_ASKED = 100
+"""As in `ec262.protocol.messages`."""
 MOST_DATA_DIRS = 15
 """A worker registers 16 capabilities at most, one of them its executor."""
 
@@ -52,6 +55,7 @@ class WorkerSettings:
         host: address to listen on; empty: this machine alone where discovery is on it, else every address.
         slots: tasks computed at the same time.
         sandbox: ``native``, or ``none``: run strangers' code unconfined.
+        min_price: least that a replica is computed for, as a multiple of the usual price.
         allow_modules: modules that jobs may import beside the sandbox's own list.
         data_dirs: shared storages that tasks may read, as (name, directory or URL); in the environment
             ``EC262_WORKER_DATA_DIRS="books=/data/books; logs=s3://bucket/logs"``.
@@ -75,6 +79,7 @@ class WorkerSettings:
     host: str = ""
     slots: int = field(default_factory=core_count)
     sandbox: str = "native"
+    min_price: int = 1
     allow_modules: tuple[str, ...] = ()
     data_dirs: tuple[tuple[str, str], ...] = ()
     read_bytes: int = 256 * _MEBIBYTE
@@ -98,6 +103,8 @@ class WorkerSettings:
             raise SetupError(f"port {self.port} is not between 0 and 65535")
         if not 1 <= self.slots <= 1024:
             raise SetupError(f"{self.slots} slots: a worker has 1 to 1024")
+        if not 1 <= self.min_price <= MOST_ASKED:
+            raise SetupError(f"a price of {self.min_price}: a worker may ask for 1 to {MOST_ASKED}")
         if self.sandbox not in ("native", "none"):
             raise SetupError(f"there is no sandbox {self.sandbox!r}: choose native or none")
         if len({name for name, _ in self.data_dirs}) < len(self.data_dirs) or len(self.data_dirs) > MOST_DATA_DIRS:
@@ -164,6 +171,11 @@ def configured_discovery(environ: Mapping[str, str] | None = None) -> str | None
     """The discovery service that the environment names, normalised; None: none is configured."""
     url = (os.environ if environ is None else environ).get("EC262_DISCOVERY", "").strip()
     return normalise_url(url) if url else None
+
+
+def configured_invitation(environ: Mapping[str, str] | None = None) -> str:
+    """The invitation that the environment has for new accounts; empty: none."""
+    return (os.environ if environ is None else environ).get("EC262_INVITATION", "").strip()
 
 
 def discovery_url(chosen: str | None = None) -> str:

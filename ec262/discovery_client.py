@@ -21,7 +21,7 @@ from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError
 
 from ec262 import __version__
-from ec262.config import normalise_url, require_private_channel
+from ec262.config import configured_invitation, normalise_url, require_private_channel
 from ec262.credentials import Account
 from ec262.errors import DiscoveryUnreachable, InsufficientCredits, Malformed, NetworkError, ProblemError, Unauthorized
 from ec262.protocol import messages as m
@@ -129,6 +129,14 @@ class DiscoveryClient:
         """What the calling account has."""
         return self._call("account", m.AccountState)
 
+    def show_account(self, body: m.ShowAccount) -> m.AccountState:
+        """Puts the calling account on the leaderboard, or takes it off."""
+        return self._call("show_account", m.AccountState, body)
+
+    def leaderboard(self) -> m.Leaderboard:
+        """Who earned most, of those who want to be seen."""
+        return self._call("leaderboard", m.Leaderboard)
+
     def register_worker(self, body: m.RegisterWorker) -> m.WorkerRegistered:
         """Enters a worker in the pool. The same boot id again changes nothing."""
         return self._call("register_worker", m.WorkerRegistered, body)
@@ -149,6 +157,18 @@ class DiscoveryClient:
         """Shows receipts, gets verdicts. Repeating gives the same verdicts again."""
         return self._call("settle", m.Settled, body)
 
+    def audit(self, body: m.AuditTasks) -> m.Audited:
+        """Asks whether accepted tasks still hold. Repeating is harmless."""
+        return self._call("audit", m.Audited, body)
+
+    def dispute(self, body: m.Dispute) -> m.Disputed:
+        """Shows that a paid result is not what its worker committed itself to. Repeating gives the same answer."""
+        return self._call("dispute", m.Disputed, body)
+
+    def explain(self, task_id: str) -> m.Explanation:
+        """Who answered a task, what they weighed, and why it was decided so."""
+        return self._call("explain", m.Explanation, task_id=task_id)
+
     def report_job(self, job_id: str, body: m.JobReport) -> m.JobReported:
         """Says how a job stands; the last report counts, so that repeating is harmless."""
         return self._call("report_job", m.JobReported, body, job_id=job_id)
@@ -156,6 +176,14 @@ class DiscoveryClient:
     def jobs(self) -> m.Jobs:
         """How the calling account's jobs stand."""
         return self._call("jobs", m.Jobs)
+
+    def statement(self, before: int = 0, limit: int = 100) -> m.Statement:
+        """What the calling account received and paid, the newest first; `before`: as the page before said."""
+        return self._call("statement", m.Statement, before=str(before), limit=str(limit))
+
+    def transfer(self, body: m.Transfer) -> m.Transferred:
+        """Sends credits. Its idempotency key makes repeating harmless."""
+        return self._call("transfer", m.Transferred, body)
 
     # --- how ---
 
@@ -181,6 +209,8 @@ class DiscoveryClient:
         target = self._split.path + called.path
         for part, value in path.items():
             target = target.replace(f"<{part}>", value)
+        if called.query:
+            target += "?" + "&".join(f"{name}={path[name]}" for name in called.query)
         content = b"" if body is None else m.encode(body)
         headers = dict(self._authorization) if called.auth in ("account", "optional") else {}
         if body is not None:
@@ -262,9 +292,14 @@ def _problem_of(status: int, kind: str, answer: bytes) -> ProblemError:
     return ProblemError(status, code, detail, **fields)
 
 
-def create_account_at(client: DiscoveryClient, name: str = "") -> Account:
-    """A new account at the client's service; the client goes on as this account."""
-    made = client.create_account(m.CreateAccount(name=name))
+def create_account_at(client: DiscoveryClient, name: str = "", invitation: str | None = None) -> Account:
+    """A new account at the client's service; the client goes on as this account.
+
+    Args:
+        invitation: where the service wants one; None: the environment's, if it has any.
+    """
+    code = configured_invitation() if invitation is None else invitation
+    made = client.create_account(m.CreateAccount(name=name, invitation=code))
     client.use_account(made.account_id, made.secret)
     return Account(made.account_id, made.secret)
 

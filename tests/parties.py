@@ -70,6 +70,11 @@ class Foreman(Caller):
         key = key or os.urandom(12).hex()
         timeout_s = policy.pop("timeout_s", None)
         capabilities = list(policy.pop("capabilities", ()))
+        offer = policy.pop("offer", 1)
+        again = list(policy.pop("again", ()))
+        digests = [hashlib.sha256(f"{key} {n}".encode()).digest() for n in range(count)]
+        if again:
+            digests = [each[1] for each in again]
         return self.call(
             "POST",
             "/v1/tasks",
@@ -78,21 +83,37 @@ class Foreman(Caller):
                 job_id=self.job_id,
                 idempotency_key=key,
                 tasks=[
-                    m.TaskWanted(input_digest=hashlib.sha256(f"{key} {n}".encode()).digest(), cpu_limit_s=cpu_limit_s)
-                    for n in range(count)
+                    m.TaskWanted(input_digest=digest, cpu_limit_s=cpu_limit_s, again=again[n][0] if again else None)
+                    for n, digest in enumerate(digests)
                 ],
                 requirements=m.Requirements(python="3.11", capabilities=capabilities),
                 policy=m.Policy(**policy),
                 timeout_s=timeout_s,
+                offer=offer,
             ),
         )
 
     def settle(
-        self, receipts: Sequence[m.SealedReceipts] = (), decide: Sequence[str] = (), lost: Sequence[str] = ()
+        self,
+        receipts: Sequence[m.SealedReceipts] = (),
+        decide: Sequence[str] = (),
+        lost: Sequence[str] = (),
+        heard: Sequence[str] = (),
     ) -> m.Settled:
         """Shows receipts and asks for verdicts."""
-        body = m.Settle(job_id=self.job_id, receipts=list(receipts), decide=list(decide), lost=list(lost))
+        body = m.Settle(
+            job_id=self.job_id, receipts=list(receipts), decide=list(decide), lost=list(lost), heard=list(heard)
+        )
         return self.call("POST", "/v1/settlements", m.Settled, body)
+
+    def audit(self, tasks: Sequence[str] = (), *, closing: bool = False, heard: Sequence[str] = ()) -> m.Audited:
+        """Asks whether tasks still hold."""
+        body = m.AuditTasks(job_id=self.job_id, tasks=list(tasks), closing=closing, heard=list(heard))
+        return self.call("POST", "/v1/audits", m.Audited, body)
+
+    def explain(self, task_id: str) -> m.Explanation:
+        """Asks why a task was decided so."""
+        return self.call("GET", f"/v1/tasks/{task_id}/explanation", m.Explanation)
 
 
 @dataclass

@@ -7,22 +7,35 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import redis
 
-from discovery.records import AccountRecord, JobRecord, TaskRecord, WorkerRecord
-from discovery.tasks import Changes, Move
+from discovery.archive.entry import encode_entry, whats_of
+from discovery.credibility import NOTHING, THOUSAND, USUAL
+from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
+from discovery.store.accounts import Accounts
+from discovery.store.books import Books
+from discovery.store.connection import connect
+from discovery.store.reputations import VESTING_MS, Reputations
+from discovery.tasks import NEVER, Changes, Terms
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
+_WORKER = [
+    *("account", "address", "port", "slots", "epoch", "used", "capacity", "verified", "doubts", "words", "accusers"),
+    *("share", "ask", "platform", "banned", "auditor"),
+]
+"""Fields of a worker; sample.lua names the same in the same order."""
 _records = msgspec.msgpack.Decoder(TaskRecord)
 _pack = msgspec.msgpack.Encoder().encode
-_moves = msgspec.msgpack.Decoder(list[Move])
+_CAPS = [
+    *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
+]
+"""What commit.lua needs of `credibility.shared`, `Tally.accuses` and `credibility.aged`."""
 
 
 class Conflict(Exception):
@@ -37,15 +50,48 @@ class Conflict(Exception):
         self.what = what
 
 
+class NotAdmitted(Exception):
+    """A worker may not enter the pool.
+
+    Attributes:
+        what: ``forbidden`` (the id is another account's), ``banned``; or what has as many as it may have: ``account``
+            (workers), ``ids`` (worker ids of the account), ``neighbourhood`` (workers).
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How many there may be, 0: any number.
+
+    Attributes:
+        account: workers of an account at a time.
+        ids: worker ids that an account ever had.
+        neighbourhood: workers at a time in a neighbourhood.
+    """
+
+    account: int = 0
+    ids: int = 0
+    neighbourhood: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Free workers drawn at random, and what was true at that moment."""
+    """Free workers drawn at random, and what was true at that moment.
+
+    Attributes:
+        network: the neighbourhood that the foreman's account was made from.
+    """
 
     now_ms: int
     balance: int
     workers: list[WorkerRecord]
     workers_alive: int
     slots_alive: int
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +118,19 @@ class Store:
     """The one door to Redis; safe to use from many threads or greenlets.
 
     Every method raises `redis.RedisError` when Redis does not answer.
+
+    Attributes:
+        books: the ledger's side of it.
+        accounts: the accounts' side of it.
+        reputations: what it knows of workers and of jobs that are not closed.
     """
 
     def __init__(self, url: str) -> None:
-        self._redis: redis.Redis = redis.Redis.from_url(url, socket_timeout=30)
+        self._redis = connect(url)
         self._scripts = {path.stem: self._redis.register_script(path.read_text()) for path in _LUA.glob("*.lua")}
+        self.books = Books(self._redis, self._scripts)
+        self.accounts = Accounts(self._redis, self._scripts)
+        self.reputations = Reputations(self._redis, self._scripts)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""
@@ -85,29 +139,6 @@ class Store:
     def close(self) -> None:
         """Closes all connections."""
         self._redis.close()
-
-    # --- accounts ---
-
-    def create_account(self, account_id: str, secret_hash: bytes, name: str, credits: int) -> bool:
-        """Makes an account with minted credits; False when the id is taken."""
-        entry = _pack([("mint", f"account:{account_id}", credits)]) if credits else b""
-        return bool(self._run("create_account", account_id, secret_hash, name, credits, entry, -credits))
-
-    def secret_hash(self, account_id: str) -> bytes | None:
-        """The stored hash of an account's secret; None: no such account."""
-        found: bytes | None = self._redis.hget(f"{_PREFIX}account:{account_id}", "secret_hash")  # type: ignore[assignment]
-        return found
-
-    def account(self, account_id: str) -> AccountRecord:
-        """An account that exists."""
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.hmget(f"{_PREFIX}account:{account_id}", ["name", "escrow", "earned", "spent"])
-        pipeline.hget(f"{_PREFIX}balances", f"account:{account_id}")
-        pipeline.scard(f"{_PREFIX}account:{account_id}:workers")
-        (name, escrow, earned, spent), balance, workers = pipeline.execute()
-        return AccountRecord(
-            account_id, (name or b"").decode(), _int(balance), _int(escrow), _int(earned), _int(spent), workers
-        )
 
     # --- workers ---
 
@@ -125,15 +156,27 @@ class Store:
         ttl_ms: int,
         layers: Sequence[str],
         capabilities: Sequence[str] = (),
-    ) -> Registered | None:
-        """Puts a worker in the pool; None when the id is another account's."""
+        ask: int = 1,
+        platform: str = "",
+        near: str = "",
+        most: Most = Most(),
+    ) -> Registered:
+        """Puts a worker in the pool.
+
+        Args:
+            near: the neighbourhood of its address that `most` counts in.
+
+        Raises:
+            NotAdmitted: it may not enter; nothing was changed.
+        """
         answer = self._run(
             "register",
             *(worker_id, account_id, address, port, slots, capacity, boot_id, worker_class, ttl_ms, ",".join(layers)),
-            " ".join(capabilities),
+            *(" ".join(pools_of(capabilities, platform)), ask, platform, near),
+            *(most.account, most.ids, most.neighbourhood),
         )
         if answer[0] != b"ok":
-            return None
+            raise NotAdmitted(answer[0].decode())
         return Registered(answer[1], answer[2], [lease.decode() for lease in answer[3:]])
 
     def heartbeat(self, worker_id: str, account_id: str, boot_id: str, ttl_ms: int) -> Beat | None:
@@ -151,40 +194,36 @@ class Store:
         """Takes up to `limit` workers out of the pool whose heartbeats stopped; returns how many."""
         return int(self._run("leave", "lapse", limit))
 
-    def sample(self, worker_class: str, capabilities: Sequence[str], count: int, account_id: str = "") -> Sample:
-        """Up to `count` random workers of a class that have all `capabilities` and a slot free.
+    def sample(
+        self, worker_class: str, needs: Sequence[str], count: int, account_id: str = "", *, offer: int = 1
+    ) -> Sample:
+        """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
-        Cost: with one capability or none that of `count` workers; with several also that of the rarest.
+        Those that ask for less come first. Cost: with one capability or none, that of `count` workers and of how many
+        different things are asked for; with several also that of the rarest.
         """
-        answer = self._run("sample", worker_class, count, account_id, secrets.randbits(31), *capabilities)
-        workers = []
-        for worker_id, fields in zip(answer[4::2], answer[5::2], strict=True):
-            account, address, port, slots, epoch, used, capacity = fields
-            workers.append(
-                WorkerRecord(
-                    *(worker_id.decode(), account.decode(), address.decode(), int(port), int(slots)),
-                    *(int(epoch), int(used), int(capacity)),
-                )
-            )
-        return Sample(answer[0], answer[1], workers, answer[2], answer[3])
+        pools = pools_for(needs)
+        found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)
+        now_ms, balance, network, workers, slots, *drawn = msgspec.msgpack.decode(found)
+        return Sample(
+            now_ms=now_ms,
+            balance=balance,
+            network=network,
+            workers_alive=workers,
+            slots_alive=slots,
+            workers=[_worker(*pair) for pair in zip(drawn[::2], drawn[1::2], strict=True)],
+        )
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
         pipeline = self._redis.pipeline(transaction=False)
         for worker_id in worker_ids:
-            pipeline.hmget(
-                f"{_PREFIX}worker:{worker_id}",
-                ["account", "address", "port", "slots", "epoch", "used", "capacity"],
-            )
-        found = {}
-        for worker_id, fields in zip(worker_ids, pipeline.execute(), strict=True):
-            if fields[0] is not None:
-                account, address, port, slots, epoch, used, capacity = fields
-                found[worker_id] = WorkerRecord(
-                    *(worker_id, account.decode(), address.decode(), int(port), int(slots)),
-                    *(int(epoch), int(used), int(capacity)),
-                )
-        return found
+            pipeline.hmget(f"{_PREFIX}worker:{worker_id}", _WORKER)
+        return {
+            worker_id: _worker(worker_id, [field and field.decode() for field in fields])
+            for worker_id, fields in zip(worker_ids, pipeline.execute(), strict=True)
+            if fields[0] is not None
+        }
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
         """A worker's counters: agreed, dissented, refused, expired, earned."""
@@ -197,6 +236,11 @@ class Store:
         return int(self._redis.zcard(f"{_PREFIX}alive"))
 
     # --- tasks ---
+
+    def now_ms(self) -> int:
+        """Redis' time."""
+        seconds, micros = self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def load(self, task_ids: Sequence[str]) -> tuple[int, dict[str, TaskRecord]]:
         """Redis' time in ms, and working copies of those tasks that there are."""
@@ -231,6 +275,7 @@ class Store:
         self,
         changes: Changes,
         now_ms: int,
+        terms: Terms,
         *,
         needs: dict[str, int] | None = None,
         idempotency: tuple[str, str, int] | None = None,
@@ -238,7 +283,7 @@ class Store:
         """Commits all of `changes` in one atomic step, or nothing.
 
         Args:
-            needs: least balance of places such as ``account:<id>``.
+            needs: least balance of places such as ``account:<id>`` that may be spent.
             idempotency: (``account:key``, value, seconds to keep).
 
         Raises:
@@ -250,9 +295,10 @@ class Store:
             _add(accounts, escrows, source, -amount)
             _add(accounts, escrows, target, amount)
         tasks = []
-        blobs = [_pack(changes.moves) if changes.moves else b""]
+        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
+        blobs = [encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""]
         for record, version, due_ms in changes.tasks:
-            tasks.append((record.task_id, f"{version:08}" if version else "", due_ms or 0))
+            tasks.append((record.task_id, f"{version:08}" if version else "", NEVER if due_ms is None else due_ms))
             record.version = version + 1
             blobs.append(b"" if due_ms is None else b"%08d%b" % (record.version, _pack(record)))
         answer = self._run(
@@ -263,9 +309,27 @@ class Store:
                     "accounts": [item for item in accounts.items() if item[1]],
                     "escrows": [item for item in escrows.items() if item[1]],
                     "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
-                    "frees": list(changes.frees.items()),
+                    "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
                     "counts": [(key, name, n) for (key, name), n in changes.counts.items() if n],
                     "needs": list(needs.items()) if needs else [],
+                    "lessons": [
+                        (worker, party, tally.verified, tally.doubts, tally.words)
+                        for (worker, party), tally in changes.lessons.items()
+                        if tally != NOTHING
+                    ],
+                    "jobs": [
+                        (
+                            *(f"{account}:{job}", sum(each.compared.values())),
+                            *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
+                            *(each.accepted, each.recompute),
+                        )
+                        for (account, job), each in changes.jobs.items()
+                    ],
+                    "hush": ":".join(changes.hush) if changes.hush else "",
+                    "vesting": _vesting(changes),
+                    "caps": _CAPS,
+                    "kept": now_ms + terms.kept_ms,
+                    "most_share": terms.most_share,
                     "idempotency": list(idempotency) if idempotency else [],
                     "now": now_ms,
                 }
@@ -312,19 +376,27 @@ class Store:
             {name.decode(): int(amount) for name, amount in escrows.items()},
         )
 
-    def ledger(self, page: int = 1000) -> Iterator[Move]:
-        """All movements there ever were, oldest first."""
-        start = "-"
-        while True:
-            entries: Any = self._redis.xrange(f"{_PREFIX}ledger", min=start, count=page)
-            for entry_id, fields in entries:
-                yield from _moves.decode(fields[b"m"])
-                start = f"({entry_id.decode()}"
-            if len(entries) < page:
-                return
-
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
+
+
+def _share(changes: Changes, worker_id: str) -> int:
+    """What becomes of a worker's share: 1 whole again, -1 halved."""
+    if worker_id in changes.restored:
+        return 1
+    return -1 if worker_id in changes.halved else 0
+
+
+def _flat(counts: dict[str, int]) -> list[str | int]:
+    return [part for item in counts.items() if item[1] for part in item]
+
+
+def _vesting(changes: Changes) -> list[tuple[str, int, int]]:
+    """Pay that vests, by tens of seconds, never too early."""
+    buckets: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for (account, vests_ms), amount in changes.vesting.items():
+        buckets[account, -(-vests_ms // VESTING_MS)] += amount
+    return [(account, bucket, amount) for (account, bucket), amount in buckets.items() if amount]
 
 
 def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: int) -> None:
@@ -332,6 +404,31 @@ def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: 
         escrows[place[7:]] += amount
     else:
         accounts[place] += amount
+
+
+def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
+    """A worker from the fields that `_WORKER` names; what it does not have is false, or None."""
+    account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor = fields
+    verified, doubts, words, accusers = known
+    return WorkerRecord(
+        worker_id=worker_id,
+        account_id=account,
+        address=address,
+        port=int(port),
+        slots=int(slots),
+        epoch=int(epoch),
+        used=int(used),
+        capacity=int(capacity),
+        verified=int(verified or 0),
+        doubts=int(doubts or 0),
+        words=int(words or 0),
+        accusers=int(accusers or 0),
+        share=int(share or 1),
+        ask=int(ask or 1),
+        platform=platform or "",
+        banned=bool(banned),
+        auditor=bool(auditor),
+    )
 
 
 def _int(value: bytes | None) -> int:

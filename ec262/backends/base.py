@@ -32,7 +32,8 @@ class Unit:
     Attributes:
         load: its whole input, header first; may read files, and may be called again.
         label: gives the task for a person.
-        split: of a map task, for backends whose own workers load it.
+        split: of a map task, for backends whose own workers load it; without it `tag` is the split's, where there is a
+            checkpoint.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Unit:
     load: Callable[[], list[bytes]]
     label: Callable[[], str]
     split: Split | None = None
+    tag: bytes = b""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Tally:
         failed: tasks left out (`Policy.on_failure`), and why.
         workers: id, tasks at hand, tasks finished, tasks a second, credits, one for each.
         bytes_in, bytes_out: task inputs sent and results received.
+        believed: of the network's results, how workers agreed on them.
     """
 
     stage: int = 0
@@ -74,6 +77,7 @@ class Tally:
     balance_before: int = 0
     balance_after: int = 0
     failed: list[FailedTask] = field(default_factory=list)
+    believed: Believed = field(default_factory=lambda: Believed())
     counters: dict[str, int] = field(default_factory=dict)
 
 
@@ -90,13 +94,76 @@ class WorkerTally:
 
 @dataclass(frozen=True, slots=True)
 class FailedTask:
-    """A task that failed and was left out."""
+    """A task that failed and was left out. `task_id`: for ``ec262 explain``, where discovery decided it."""
 
     stage: int
     phase: str
     number: int
     label: str
     reason: str
+    task_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DisputedTask:
+    """A result that was paid for and was not what its worker had committed itself to.
+
+    Attributes:
+        task_id: for ``ec262 explain``.
+        verdict: of discovery: ``upheld``, ``refused``, ``unproven``; or ``untold``: it could not be shown the result.
+        refund: credits that came back; negative: what the dispute cost.
+    """
+
+    stage: int
+    label: str
+    task_id: str
+    worker_id: str
+    verdict: str
+    reason: str
+    refund: int
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """How the workers of a job agreed.
+
+    Attributes:
+        tasks, answers: tasks that discovery accepted a result of, and answers to them that were paid or outvoted.
+        disagreements: those outvoted.
+        confidence: the lowest that any result reached; None where redundancy and quorum decide.
+        recomputed: tasks computed anew, as what they rested on was no longer believed.
+        unaudited: tasks whose results an earlier run got, and of which discovery has forgotten who gave them.
+        clarity: below 0.5 workers disagree as if the program were not deterministic.
+        disputed: results that were junk.
+    """
+
+    tasks: int = 0
+    answers: int = 0
+    disagreements: int = 0
+    confidence: float | None = None
+    recomputed: int = 0
+    unaudited: int = 0
+    clarity: float = 1.0
+    disputed: tuple[DisputedTask, ...] = ()
+
+    @property
+    def replicas(self) -> float:
+        """Answers for each task."""
+        return self.answers / self.tasks if self.tasks else 0.0
+
+    def plus(self, other: Believed) -> Believed:
+        """Of two parts of a job together."""
+        reached = [each.confidence for each in (self, other) if each.confidence is not None]
+        return Believed(
+            tasks=self.tasks + other.tasks,
+            answers=self.answers + other.answers,
+            disagreements=self.disagreements + other.disagreements,
+            confidence=min(reached) if reached else None,
+            recomputed=self.recomputed + other.recomputed,
+            unaudited=self.unaudited + other.unaudited,
+            clarity=min(self.clarity, other.clarity),
+            disputed=self.disputed + other.disputed,
+        )
 
 
 @dataclass(slots=True)
@@ -167,8 +234,13 @@ class Backend(ABC):
 
     # --- for subclasses ---
 
-    def skip(self, stage: Stage, unit: Unit, spool: Spool, reason: EC262Error) -> None:
+    def skip(
+        self, stage: Stage, unit: Unit, spool: Spool, reason: EC262Error, task_id: str = "", *, instead: bool = False
+    ) -> None:
         """Leaves a failed task out, if the policy says so.
+
+        Args:
+            instead: of its result that is in the spool.
 
         Raises:
             EC262Error: `reason`, if it does not.
@@ -176,9 +248,9 @@ class Backend(ABC):
         if self.policy.on_failure != "skip":
             raise reason
         label, why = unit.label(), str(reason)
-        self.tally.failed.append(FailedTask(stage.number, unit.phase, unit.number, label, why))
+        self.tally.failed.append(FailedTask(stage.number, unit.phase, unit.number, label, why, task_id))
         empty = [EMPTY] * (stage.partitions if unit.phase == "map" else 1)
-        spool.put(unit.number, empty, tag=tag_of(stage, unit), failed=(label, why))
+        spool.put(unit.number, empty, tag=tag_of(stage, unit), failed=(label, why), instead=instead)
 
 
 PhaseRunner = Callable[[PhaseName, Iterable[Unit], int | None, Callable[[Unit, list[bytes]], None], Spool], None]
@@ -186,14 +258,20 @@ PhaseRunner = Callable[[PhaseName, Iterable[Unit], int | None, Callable[[Unit, l
 spool."""
 
 
-def run_phases(backend: Backend, stage: Stage, digest: str, run: PhaseRunner) -> Spool:
-    """Maps, shuffles and reduces with a function that runs the tasks of a phase."""
+def run_phases(
+    backend: Backend, stage: Stage, digest: str, run: PhaseRunner, seen: Callable[[Unit], Unit] | None = None
+) -> Spool:
+    """Maps, shuffles and reduces with a function that runs the tasks of a phase.
+
+    Args:
+        seen: called with every map task that there is, also with those that have a result; gives the one to be run.
+    """
     tally = backend.tally
     maps = open_spool(stage, "map")
     results = open_spool(stage, "reduce")
     for phase, spool in (("map", maps), ("reduce", results)):
         # What an earlier run of this job counted and left out.
-        _count(stage, tally, spool.counts())
+        count(stage, tally, spool.counts())
         for number, (label, why) in spool.failed().items():
             tally.failed.append(FailedTask(stage.number, phase, number, label, why))
 
@@ -201,14 +279,14 @@ def run_phases(backend: Backend, stage: Stage, digest: str, run: PhaseRunner) ->
         def done(unit: Unit, made: list[bytes]) -> None:
             parts, counts = split_counters(made, width)
             spool.put(unit.number, parts, counts, tag_of(stage, unit))
-            _count(stage, tally, counts)
+            count(stage, tally, counts)
             tally.bytes_spilled = maps.spilled + results.spilled
 
         return done
 
     try:
         _begin(backend, "map", stage, stage.count, len(maps))
-        run("map", map_units(stage, digest, maps), stage.count, keep(maps, stage.partitions), maps)
+        run("map", map_units(stage, digest, maps, seen), stage.count, keep(maps, stage.partitions), maps)
         tally.map_tasks += len(maps)
         wanted = [index for index in range(stage.partitions) if maps.column_size(index)]
         _begin(backend, "reduce", stage, len(wanted), len(results))
@@ -226,13 +304,16 @@ def run_phases(backend: Backend, stage: Stage, digest: str, run: PhaseRunner) ->
 
 def tag_of(stage: Stage, unit: Unit) -> bytes:
     """What tells a unit's input from other input, where there is a checkpoint that has to know."""
-    return unit.split.tag() if unit.split is not None and stage.directory is not None else b""
+    return unit.split.tag() if unit.split is not None and stage.directory is not None else unit.tag
 
 
-def _count(stage: Stage, tally: Tally, counts: dict[str, int]) -> None:
+def count(stage: Stage, tally: Tally, counts: dict[str, int], times: int = 1) -> None:
+    """Adds what a task counted; `times` -1: takes it away."""
     for sums in (stage.counts, tally.counters):
-        for name, count in counts.items():
-            sums[name] = sums.get(name, 0) + count
+        for name, number in counts.items():
+            sums[name] = sums.get(name, 0) + times * number
+            if not sums[name]:
+                del sums[name]
 
 
 def open_spool(stage: Stage, phase: PhaseName) -> Spool:
@@ -247,33 +328,41 @@ def _begin(backend: Backend, phase: PhaseName, stage: Stage, total: int | None, 
     backend.changed()
 
 
-def map_units(stage: Stage, digest: str, done: Spool) -> Iterator[Unit]:
+def map_units(stage: Stage, digest: str, done: Spool, seen: Callable[[Unit], Unit] | None = None) -> Iterator[Unit]:
     """The map tasks that have no result yet, as they are wanted.
 
     A split without data is no task: it would cost a credit. It gets its empty result at once.
+
+    Args:
+        seen: see `run_phases`.
 
     Raises:
         ProgramError: a checkpoint's result was made of other input.
     """
     headers = MapHeaders(digest, stage.partitions, stage.bounds)
-    seen = hashlib.sha256()
+    inputs = hashlib.sha256()
     index = -1
     for index, split in enumerate(stage.splits()):
         if stage.directory is not None:
-            seen.update(split.tag().ljust(16, b"\0"))
+            inputs.update(split.tag().ljust(16, b"\0"))
         if index in done:
             if done.tag_of(index) != split.tag().ljust(16, b"\0"):
                 raise other_input(f"split {index} is not what it was")
-            continue
-        if split.is_empty():
+            if seen is None or split.is_empty():
+                continue
+        elif split.is_empty():
             done.put(index, [EMPTY] * stage.partitions, tag=split.tag())
             continue
         header = headers.header(index, split.spec())
-        yield Unit(index, "map", partial(_with_header, header, split), partial(_map_label, index, split), split)
+        unit = Unit(index, "map", partial(_with_header, header, split), partial(_map_label, index, split), split)
+        if seen is not None:
+            unit = seen(unit)
+        if index not in done:
+            yield unit
     numbers = done.numbers()
     if numbers and numbers[-1] > index:
         raise other_input(f"the input has {index + 1} splits now, and had more")
-    stage.inputs = seen.hexdigest()
+    stage.inputs = inputs.hexdigest()
 
 
 def inputs_of(splits: Iterable[Split]) -> str:

@@ -8,15 +8,29 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import logging
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import gevent
 
-from ec262.backends.base import Backend, PhaseName, Stage, Tally, Unit, WorkerTally, digest_of, run_phases
+from ec262.backends.backtracking import Backtracking
+from ec262.backends.base import (
+    Backend,
+    Believed,
+    DisputedTask,
+    PhaseName,
+    Stage,
+    Tally,
+    Unit,
+    WorkerTally,
+    digest_of,
+    run_phases,
+)
 from ec262.backends.spool import Spool
 from ec262.credentials import Account, CredentialStore
 from ec262.discovery_client import DiscoveryClient, create_account_at
@@ -24,9 +38,11 @@ from ec262.embedded import embedded_network
 from ec262.errors import EC262Error, InsufficientCredits, JobCancelled, JobFailed, NetworkError, SetupError
 from ec262.foreman.engine import Engine
 from ec262.foreman.journal import Journal
+from ec262.foreman.records import Kept
 from ec262.foreman.rehearsal import rehearse
 from ec262.foreman.sample import sample_of
 from ec262.foreman.schedule import Task
+from ec262.mapreduce.blocks import EMPTY
 from ec262.mapreduce.program import check_result
 from ec262.policy import Policy
 from ec262.protocol import messages as m
@@ -39,10 +55,15 @@ log = logging.getLogger("ec262.jobs")
 CLOSE_S = 5.0
 """How long a job that is done waits for replicas that are still out, so that these are paid too."""
 CANCEL_S = 10.0
+SIGN_OF_LIFE_S = 600.0
+"""How often discovery hears of a job that is not reported under its id: it forgets what rests on silent ones."""
 REPORT_S = 5.0
 """How often discovery hears how the job stands; a job that is over sooner reports its end alone."""
 FACTS_S = 0.1
 INFLIGHT_BYTES = 64 * 1024 * 1024
+NOTHING: Mapping[tuple[str, int], Kept] = MappingProxyType({})
+Done = Callable[[Unit, list[bytes]], None]
+"""Takes a unit's result."""
 
 
 class NetworkBackend(Backend):
@@ -66,7 +87,8 @@ class NetworkBackend(Backend):
         self._thread: threading.Thread | None = None
         self._reporter: gevent.Greenlet | None = None
         self._job_id = secrets.token_hex(16)
-        self._facts_s = 0.0
+        self._facts_s = self._alive_s = 0.0
+        self._stage = 0
         # What engines that are over have to say.
         self._before = Tally()
 
@@ -92,6 +114,11 @@ class NetworkBackend(Backend):
         if stage.number:
             self._rehearse(stage, packed)
         mapper = stage.program.mapper
+        self._stage = stage.number
+        digest = digest_of(packed)
+        redo = None
+        if self.policy.confidence:
+            redo = Backtracking(stage, digest, self.tally, lambda place: self._disown(place))
 
         def run(
             phase: PhaseName,
@@ -106,14 +133,21 @@ class NetworkBackend(Backend):
                     requirements = (*requirements, mapper.capability)
                 self._engine = self._start_engine(stage, phase, packed, requirements)
             self._run_phase(self._engine, stage, units, done, spool)
-            if isinstance(mapper, ExecutorMapper):  # others reduce than map
+            executor = isinstance(mapper, ExecutorMapper)
+            if redo is not None:
+                redo.maps, redo.results = (spool, None) if phase == "map" else (redo.maps, spool)
+                self._make_sure(self._engine, stage, redo, done, closing=executor or phase == "reduce")
+            if executor:  # others reduce than map
                 self._end_engine(CLOSE_S)
 
         try:
-            made = run_phases(self, stage, digest_of(packed), run)
+            made = run_phases(self, stage, digest, run, redo.seen if redo is not None else None)
         except BaseException:
             self._end_engine(CANCEL_S)
             raise
+        finally:
+            if redo is not None:
+                redo.close()
         self._end_engine(CLOSE_S)
         return made
 
@@ -172,14 +206,20 @@ class NetworkBackend(Backend):
         """Whether the job can be paid at all, and within its own limit, as far as can be said before."""
         policy = self.policy
         state = client.describe()
-        price = price_of(policy.cpu_limit_s)
+        policy = self.policy = policy.on_network(state.network)
+        assumed = (
+            f"{policy.replicas_assumed:g} replicas, as is assumed for confidence={policy.confidence:g}"
+            if policy.confidence
+            else f"redundancy {policy.copies}"
+        )
+        price = price_of(policy.cpu_limit_s) * policy.price
         tasks = (stage.count or 1) + (stage.partitions if stage.count != 0 else 0)
-        needed = tasks * price * policy.redundancy
+        needed = math.ceil(tasks * price * policy.replicas_assumed)
         available = state.account.balance if state.account is not None else 0
         self.tally.balance_before = self.tally.balance_after = available
         cost = (
             f"{'' if stage.count is not None else 'at least '}{needed} credits ({stage.count or 'some'} map and "
-            f"{stage.partitions} reduce tasks at {price} times redundancy {policy.redundancy}"
+            f"{stage.partitions} reduce tasks at {'up to ' if policy.price > 1 else ''}{price} times {assumed}"
             f"{', of the first of several stages' if self.tally.stages > 1 else ''})"
         )
         if stage.directory is not None and any(stage.directory.glob("*.spool")):
@@ -231,30 +271,75 @@ class NetworkBackend(Backend):
         units: Iterable[Unit],
         done: Callable[[Unit, list[bytes]], None],
         spool: Spool,
+        redo: Backtracking | None = None,
+        stale: Mapping[tuple[str, int], Kept] = NOTHING,
     ) -> None:
         running: dict[int, Unit] = {}
 
         def tasks() -> Iterator[Task]:
             for unit in units:
                 running[unit.number] = unit
-                # Reading files may take its time, and meanwhile results come in.
-                slow = unit.split is not None and unit.split.anywhere
-                yield Task(
-                    *(unit.number, partial(_beside, unit.load) if slow else unit.load, unit.phase, unit.label),
-                    check=_check_map(stage.partitions) if unit.phase == "map" else _CHECK_REDUCE,
-                )
+                task = _task(stage, unit)
+                known = stale.get((unit.phase, unit.number))
+                yield task if known is None else engine.task_again(task, known)
 
         def on_done(task: Task, parts: list[bytes]) -> None:
-            done(running.pop(task.number), parts)
+            unit = running.pop(task.number)
+            known = stale.get((unit.phase, unit.number))
+            if redo is None or known is None or unit.number not in spool:
+                done(unit, parts)
+            elif task.commitment != known.commitment or unit.number in spool.failed():
+                log.info("%s: the result is another than before", unit.label())
+                redo.replace(unit, parts)
             self.tally.done = len(spool)
 
         def on_failed(task: Task, reason: EC262Error) -> None:
-            self.skip(stage, running.pop(task.number), spool, reason)
+            unit = running.pop(task.number)
+            if unit.number in spool and redo is not None:
+                redo.uncount(unit)
+                redo.before_new_parts(unit, [EMPTY] * stage.partitions)
+            self.skip(stage, unit, spool, reason, task.task_id, instead=unit.number in spool)
             self.tally.done = len(spool)
 
         engine.run_phase(tasks(), on_done, on_failed)
         self.tally.done = self.tally.total = len(spool)
         self._take_facts()
+
+    def _make_sure(self, engine: Engine, stage: Stage, redo: Backtracking, done: Done, *, closing: bool) -> None:
+        """Has discovery say of all results that they hold, and has computed anew what does not; `closing`: for good.
+
+        A map task's result that is another than before costs reduce tasks theirs, so that there may be several rounds.
+        """
+        whole = True
+        while engine.audits:
+            stale = engine.audit(whole=whole, closing=closing)
+            whole = False
+            maps = {place: kept for place, kept in stale.items() if place[0] == "map"}
+            if maps:
+                log.info("%d map tasks are computed anew: who gave their results is no longer believed", len(maps))
+                assert redo.maps is not None
+                units = [redo.unit(*place) for place in sorted(maps)]
+                self._run_phase(engine, stage, units, done, redo.maps, redo, maps)
+            again: dict[tuple[str, int], Kept] = {}
+            if redo.results is not None:
+                # Those that are stale and have a result: what they reduce has not changed.
+                for place, kept in engine.audit(whole=False, closing=False).items():
+                    if place[0] == "reduce" and place[1] in redo.results:
+                        again[place] = kept
+                    elif place[0] == "reduce":
+                        engine.disown(place)
+                missing = redo.missing()
+                if again or missing:
+                    log.info("%d reduce tasks are computed anew", len(again) + len(missing))
+                    units = [redo.unit("reduce", index) for index in sorted([*missing, *(at for _, at in again)])]
+                    self._run_phase(engine, stage, units, done, redo.results, redo, again)
+                    continue
+            if not maps and (not closing or not engine.audits):
+                return
+
+    def _disown(self, place: tuple[str, int]) -> None:
+        if self._engine is not None:
+            self._engine.disown(place)
 
     def _end_engine(self, patience_s: float) -> None:
         engine, self._engine = self._engine, None
@@ -273,6 +358,7 @@ class NetworkBackend(Backend):
                 bytes_out=tally.bytes_out,
                 credits_spent=tally.credits_spent,
                 earned=dict(tally.earned),
+                believed=tally.believed,
             )
 
     def _on_change(self) -> None:
@@ -301,6 +387,24 @@ class NetworkBackend(Backend):
             earned[worker_id] = earned.get(worker_id, 0) + credits
         tally.earned = earned
         tally.dissenters |= engine.dissenters
+        tally.believed = before.believed.plus(
+            Believed(
+                tasks=facts.answers.tasks,
+                answers=facts.answers.given,
+                disagreements=facts.answers.dissents,
+                confidence=facts.answers.confidence,
+                recomputed=facts.recomputed,
+                unaudited=facts.unaudited,
+                clarity=facts.answers.clarity,
+                disputed=tuple(
+                    DisputedTask(
+                        *(self._stage, each.label, each.task_id, each.worker_id),
+                        *(each.verdict, each.reason, each.refund),
+                    )
+                    for each in facts.disputes
+                ),
+            )
+        )
 
     # --- telling discovery ---
 
@@ -309,8 +413,18 @@ class NetworkBackend(Backend):
             gevent.sleep(REPORT_S)
             try:
                 self._report(client, "running")
+                self._say_alive(client)
             except NetworkError as reason:
                 log.debug("discovery was not told how the job stands: %s", reason)
+
+    def _say_alive(self, client: DiscoveryClient) -> None:
+        """Later stages have jobs of their own at discovery, which are not reported."""
+        engine, now = self._engine, time.monotonic()
+        if engine is None or not engine.audits or engine.job_id == self._job_id:
+            return
+        if now - self._alive_s > SIGN_OF_LIFE_S:
+            self._alive_s = now
+            client.audit(m.AuditTasks(job_id=engine.job_id))
 
     def _report(self, client: DiscoveryClient, state: str) -> None:
         tally = self.tally
@@ -331,6 +445,15 @@ class NetworkBackend(Backend):
                 bytes_out=tally.bytes_out,
             ),
         )
+
+
+def _task(stage: Stage, unit: Unit) -> Task:
+    # Reading files may take its time, and meanwhile results come in.
+    slow = unit.split is not None and unit.split.anywhere
+    return Task(
+        *(unit.number, partial(_beside, unit.load) if slow else unit.load, unit.phase, unit.label),
+        check=_check_map(stage.partitions) if unit.phase == "map" else _CHECK_REDUCE,
+    )
 
 
 _CHECK_REDUCE = partial(check_result, expected=1, grouped=False)

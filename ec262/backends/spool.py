@@ -103,6 +103,8 @@ class Spool:
         counts: Mapping[str, int] | None = None,
         tag: bytes = b"",
         failed: tuple[str, str] | None = None,
+        *,
+        instead: bool = False,
     ) -> None:
         """Keeps a task's result.
 
@@ -110,9 +112,12 @@ class Spool:
             counts: what the task counted.
             tag: up to 16 bytes that say what the task's input was; see `tag_of`.
             failed: of a task that was left out: its label, and why it failed.
+            instead: of the one that is there.
         """
         if number in self._rows:
-            raise ValueError(f"task {number} has a result already")
+            if not instead:
+                raise ValueError(f"task {number} has a result already")
+            self._forget(number)
         size = sum(map(len, parts))
         if self._path is None and self._memory.take(size):
             self._rows[number] = list(parts)
@@ -125,6 +130,19 @@ class Spool:
             self._failed[number] = failed
         if tag:
             self._tags[number] = tag.ljust(16, b"\0")
+
+    def drop(self, number: int) -> None:
+        """The task has no result any more, nor has it when a durable spool is opened anew."""
+        if self._path is not None:
+            self._append(number, [], {"dropped": True}, b"")
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        row = self._rows.pop(number)
+        if isinstance(row, list):
+            self._memory.give(sum(map(len, row)))
+        for facts in (self._counts, self._failed, self._tags):
+            facts.pop(number, None)
 
     def _append(self, number: int, parts: Sequence[bytes], said: Mapping[str, object], tag: bytes) -> _OnDisk:
         facts = json.dumps(said, sort_keys=True).encode() if said else b""
@@ -167,6 +185,10 @@ class Spool:
             for name, count in counts.items():
                 sums[name] = sums.get(name, 0) + count
         return dict(sorted(sums.items()))
+
+    def counts_of(self, number: int) -> dict[str, int]:
+        """What a task counted."""
+        return dict(self._counts.get(number, {}))
 
     def failed(self) -> dict[int, tuple[str, str]]:
         """Tasks that were left out: label and reason by number."""
@@ -254,16 +276,19 @@ class Spool:
             sum_ = crc32(os.pread(self._file, min(_PIECE, end - at), at), sum_)
         if sum_ != check:
             return False
-        self._rows[number] = _OnDisk(data_start, lengths)
+        if number in self._rows:
+            self._forget(number)  # this row came instead
         facts = os.pread(self._file, lengths[-1], end - lengths[-1])
-        if facts:
-            said = json.loads(facts)
-            if "counts" in said:
-                self._counts[number] = said["counts"]
-            if "failed" in said:
-                self._failed[number] = (said["failed"][0], said["failed"][1])
-        self._tags[number] = tag
+        said = json.loads(facts) if facts else {}
         self._end = end
+        if said.get("dropped"):
+            return True
+        self._rows[number] = _OnDisk(data_start, lengths)
+        if "counts" in said:
+            self._counts[number] = said["counts"]
+        if "failed" in said:
+            self._failed[number] = (said["failed"][0], said["failed"][1])
+        self._tags[number] = tag
         return True
 
     def close(self) -> None:

@@ -8,7 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from ec262 import __version__
-from ec262.cli import balance, collect, jobs, ledger, run, worker
+from ec262.cli import (
+    account,
+    balance,
+    collect,
+    credits,
+    explain,
+    jobs,
+    leaderboard,
+    ledger,
+    operator,
+    run,
+    simulate,
+    worker,
+)
 from ec262.errors import EC262Error
 
 EXAMPLES = """\
@@ -43,7 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker.add_parser(commands)
     balance.add_parser(commands)
     jobs.add_parser(commands)
+    explain.add_parser(commands)
+    credits.add_parser(commands)
     ledger.add_parser(commands)
+    account.add_parser(commands)
+    leaderboard.add_parser(commands)
+    operator.add_parser(commands)
+    simulate.add_parser(commands)
     flags, rest = parser.parse_known_args(given)
     if rest and (not hasattr(flags, "words") or any(each.startswith("-") and each != "-" for each in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
-import requests
-
 from ec262.config import DEFAULT_DISCOVERY_URL, discovery_url
 from ec262.credentials import CredentialStore
-from ec262.errors import DiscoveryUnreachable, Malformed, NetworkError
-from ec262.protocol import messages as m
-
-TIMEOUT_S = 10
+from ec262.errors import ProblemError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,22 +25,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(flags: argparse.Namespace) -> int:
     """Prints the balance; returns 0, or 1 where there is no account."""
+    from ec262.discovery_client import DiscoveryClient  # noqa: PLC0415 - --help does without
+
     url = discovery_url(flags.discovery)
     account = CredentialStore().account(url)
     if account is None:
         print(f"no account at {url} yet: the first job or worker makes one", file=sys.stderr)
         return 1
-    try:
-        answer = requests.get(f"{url}/v1/account", auth=(account.account_id, account.secret), timeout=TIMEOUT_S)
-    except requests.RequestException as reason:
-        raise DiscoveryUnreachable(f"{url} does not answer: {type(reason).__name__}") from None
-    try:
-        if answer.status_code != 200:
-            raise NetworkError(f"{url}: {m.decode(m.Problem, answer.content).detail}")
-        state = m.decode(m.AccountState, answer.content)
-    except Malformed:
-        raise NetworkError(f"{url} does not answer like a discovery service") from None
-    print(f"account  {state.account_id}  at {url}")
-    print(f"balance  {state.balance} credits, {state.escrow} more in escrow")
-    print(f"earned   {state.earned}, spent {state.spent}, workers {state.workers}")
+    with DiscoveryClient(url, account.account_id, account.secret, retry_for_s=2.0) as client:
+        state = client.account()
+        print(f"account  {state.account_id}  at {url}")
+        print(f"balance  {state.balance} credits, {state.escrow} more in escrow")
+        with contextlib.suppress(ProblemError):  # a service that is older has no statements
+            statement = client.statement(limit=0)
+            print(f"to send  {statement.transferable}  (given {statement.gift}, not vested yet {statement.unvested})")
+        print(f"earned   {state.earned}, spent {state.spent}, workers {state.workers}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ from ec262.errors import ProgramError, SetupError, ValueNotPortable
 from ec262.protocol.canonical import encode_value
 
 if TYPE_CHECKING:
+    from ec262.backends.base import Believed
     from ec262.jobs.report import Report
     from ec262.mapreduce.program import Program
 
@@ -38,6 +40,7 @@ exit codes: 0 done, 1 the job failed or could not start, 2 wrong flags, 4 done b
 skipped (--on-failure skip), 130 Ctrl-C, 141 nobody reads what it prints
 """
 
+SHOWN_DISPUTES = 10
 EXIT_OK, EXIT_SKIPPED, EXIT_SIGPIPE = 0, 4, 141
 
 
@@ -68,8 +71,15 @@ def add_parser(subparsers: Any) -> None:
     how = parser.add_argument_group("how it runs (see ec262.Policy)")
     how.add_argument("--split-size", type=_size, metavar="BYTES", help="of a map task; 100000, 64K, 4M")
     how.add_argument("--reducers", type=int, metavar="N", help="reduce partitions, and so output files")
-    how.add_argument("--redundancy", type=int, metavar="N", help="workers that compute each task")
+    how.add_argument(
+        "--confidence", type=float, metavar="P",
+        help="how likely each result has to be right, by what is known of the workers (public networks: 0.99)",
+    )  # fmt: skip
+    how.add_argument(
+        "--redundancy", type=int, metavar="N", help="instead: workers that compute each task (private networks: 1)"
+    )
     how.add_argument("--quorum", type=int, metavar="N", help="how many of them must agree")
+    how.add_argument("--price", type=int, metavar="N", help="most credits a CPU minute may cost (default: 1)")
     how.add_argument("--cpu-limit", type=float, dest="cpu_limit_s", metavar="S", help="CPU seconds of a task")
     how.add_argument("--timeout", type=float, dest="timeout_s", metavar="S", help="after which a task is given up")
     how.add_argument("--max-retries", type=int, metavar="N", help="0: no task may run twice")
@@ -91,13 +101,14 @@ def add_parser(subparsers: Any) -> None:
     add("--checkpoint", metavar="DIR", help="after a crash the same command goes on where it was")
     add("--name", default="", help="of the job, for people")
     add("--quiet", "-q", action="store_true", help="no progress, no summary")
+    add("--verbose", "-v", action="store_true", help="tell what happens to tasks, and their ids for ec262 explain")
     parser.set_defaults(run=run, parser=parser)
 
 
 POLICY = (
-    *("split_size", "reducers", "redundancy", "quorum", "cpu_limit_s", "timeout_s", "max_retries", "on_failure"),
-    *("backup_tasks", "max_credits", "requirements", "memory_limit", "wait_for_workers_s", "seed", "rehearse"),
-    "overwrite",
+    *("split_size", "reducers", "confidence", "redundancy", "quorum", "price", "cpu_limit_s", "timeout_s"),
+    *("max_retries", "on_failure", "backup_tasks", "max_credits", "requirements", "memory_limit"),
+    *("wait_for_workers_s", "seed", "rehearse", "overwrite"),
 )
 
 
@@ -113,6 +124,8 @@ def run(flags: argparse.Namespace) -> int:
     if len(flags.words) < 2:
         flags.parser.error("a program and at least one input are needed; see ec262 run --help")
     program, *inputs = flags.words
+    if flags.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     if flags.local and flags.backend not in (None, "local"):
         flags.parser.error(f"--local and --backend {flags.backend} exclude each other")
     options = {name: getattr(flags, name) for name in POLICY if getattr(flags, name) is not None}
@@ -196,16 +209,47 @@ def summarise(report: Report) -> None:
     if report.retried:
         text += f", {report.retried} retried"
     print(text, file=sys.stderr)
+    told = believed_text(report.believed)
+    if told:
+        print(told, file=sys.stderr)
     for name, count in report.counters.items():
         print(f"{clean(name)}: {count}", file=sys.stderr)
     for failed in report.failed:
         reason = failed.reason.partition("\n")[0]
-        print(f"failed and skipped: {clean(failed.label)}: {clean(reason)}", file=sys.stderr)
+        see = f" (ec262 explain {clean(failed.task_id)})" if failed.task_id else ""
+        print(f"failed and skipped: {clean(failed.label)}: {clean(reason)}{see}", file=sys.stderr)
+    for junk in report.believed.disputed[:SHOWN_DISPUTES]:
+        back = f", {junk.refund} credits came back" if junk.refund > 0 else ""
+        print(
+            f"paid for junk: {clean(junk.label)} of worker {clean(junk.worker_id)}; dispute {junk.verdict}{back} "
+            f"(ec262 explain {clean(junk.task_id)})",
+            file=sys.stderr,
+        )
+    if len(report.believed.disputed) > SHOWN_DISPUTES:
+        print(f"... and {len(report.believed.disputed) - SHOWN_DISPUTES} more", file=sys.stderr)
     if report.files:
         print(
             f"written: {report.files[0]}" + (f" ... {report.files[-1]}" if len(report.files) > 1 else ""),
             file=sys.stderr,
         )
+
+
+def believed_text(believed: Believed) -> str:
+    """How workers agreed, where more than one of them was asked or may have been."""
+    told = []
+    if believed.confidence is not None:
+        told.append(f"each result believed with {believed.confidence:.4f} or more")
+    if believed.confidence is not None or believed.replicas > 1:
+        told.append(f"{believed.replicas:.2f} replicas a task")
+    if believed.disagreements:
+        told.append(f"{believed.disagreements} answers outvoted")
+    if believed.recomputed:
+        told.append(f"{believed.recomputed} tasks computed anew as their workers were no longer believed")
+    if believed.unaudited:
+        told.append(f"{believed.unaudited} results of an earlier run that discovery has forgotten the workers of")
+    if believed.clarity < 0.5:
+        told.append("the program looks nondeterministic")
+    return ", ".join(told)
 
 
 def load(name: str) -> list[Program]:

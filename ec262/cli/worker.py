@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ec262.config import DEFAULT_DISCOVERY_URL, WORKER_PORT, WorkerSettings, read_data_dir
+from ec262.config import DEFAULT_DISCOVERY_URL, MOST_ASKED, WORKER_PORT, WorkerSettings, read_data_dir
 from ec262.errors import EC262Error, SandboxUnavailable, SetupError
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
     )  # fmt: skip
     parser.add_argument("--slots", type=_count, metavar="N", help="tasks computed at a time (default: one a core)")
+    parser.add_argument(
+        "--min-price", type=_price, metavar="N",
+        help="compute only for foremen that pay so many times the usual price (default: 1); cheaper workers come first",
+    )  # fmt: skip
     parser.add_argument(
         "--sandbox", choices=["native", "none"],
         help="native: strangers' code is confined, or the worker does not start (default); none: it runs all the same, "
@@ -103,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
             host=args.host,
             slots=args.slots,
             sandbox=args.sandbox,
+            min_price=args.min_price,
             allow_modules=tuple(args.allow_module) if args.allow_module else None,
             data_dirs=tuple(args.data_dir) if args.data_dir else None,
         )
@@ -184,6 +189,12 @@ def _data_dir(text: str) -> tuple[str, str]:
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65_535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _price(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_ASKED:
+        raise argparse.ArgumentTypeError(f"has to be a number from 1 to {MOST_ASKED}")
     return int(text)
 
 

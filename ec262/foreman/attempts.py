@@ -67,6 +67,9 @@ class Task:
         stuck_s: since when it has waited for a worker that could take a further replica.
         reserve: credits put aside for replicas that may be leased, where the job has a limit.
         most_replicas: beyond so many discovery leases no further ones, and gives the task up when asked to.
+        again: the accepted task that this one computes anew: discovery no longer believes it, or its bytes were junk.
+        redone: it computes anew what the job had a result of; its place in a journal is another than the first's.
+        commitment: of the result that was accepted.
     """
 
     number: int
@@ -93,6 +96,9 @@ class Task:
     stuck_s: float | None = None
     reserve: int = 0
     most_replicas: int = 64
+    again: str = ""
+    redone: bool = False
+    commitment: bytes = b""
 
     @property
     def any_out(self) -> bool:
@@ -103,6 +109,50 @@ class Task:
     def answered(self) -> int:
         """How many workers have answered."""
         return sum(1 for replica in self.replicas.values() if replica.state == "came")
+
+
+@dataclass(slots=True)
+class Answers:
+    """How workers agreed in the whole job.
+
+    Attributes:
+        tasks: tasks with an accepted result, and `given`: answers that were paid or outvoted, of these tasks.
+        dissents: answers that others outvoted.
+        confidence: the lowest that any accepted result reached; None: the policy does not go by it.
+        clarity: below 0.5 the job looks nondeterministic to discovery.
+    """
+
+    tasks: int = 0
+    given: int = 0
+    dissents: int = 0
+    confidence: float | None = None
+    clarity: float = 1.0
+
+    def accepted(self, keys: int, dissents: int, confidence: float | None) -> None:
+        """A result was accepted: so many were paid for it, so many outvoted."""
+        self.tasks += 1
+        self.given += keys + dissents
+        self.dissents += dissents
+        if confidence is not None:
+            self.confidence = confidence if self.confidence is None else min(self.confidence, confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class DisputedResult:
+    """A result that was paid for and is not what its worker had committed itself to.
+
+    Attributes:
+        label: the task for a person.
+        verdict: ``upheld``, ``refused``, ``unproven``, or ``untold``: discovery could not be shown it.
+        refund: credits that came back; negative: a fee that the dispute cost.
+    """
+
+    label: str
+    task_id: str
+    worker_id: str
+    verdict: str
+    reason: str
+    refund: int = 0
 
 
 @dataclass(slots=True, eq=False)

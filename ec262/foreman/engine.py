@@ -2,7 +2,8 @@
 
 Everything here runs in one thread with a gevent loop of its own; greenlets sleep on the event that concerns them. The
 parts: `leasing` takes tasks and leases them, `pushing` sends them out, `polling` fetches results, `settling` has them
-decided and opens them, `watching` looks at the clock, `resuming` takes up what a killed foreman had begun. They share a
+decided and opens them, `watching` looks at the clock, `auditing` asks whether what was accepted still holds, `resuming`
+takes up what a killed foreman had begun, `repeating` asks again for leases that it may not have sent. They share a
 `session`; what is decided is decided by `schedule`, without I/O.
 """
 
@@ -17,6 +18,9 @@ import gevent
 
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import DiscoveryUnreachable, JobCancelled, ProblemError
+from ec262.foreman.accepted import Place
+from ec262.foreman.attempts import Answers, DisputedResult
+from ec262.foreman.auditing import Auditing
 from ec262.foreman.inflight import InFlight
 from ec262.foreman.journal import Journal
 from ec262.foreman.leasing import Leasing
@@ -24,6 +28,8 @@ from ec262.foreman.peers import PeerUnreachable
 from ec262.foreman.polling import Polling
 from ec262.foreman.purse import Purse
 from ec262.foreman.pushing import Pushing
+from ec262.foreman.records import Kept
+from ec262.foreman.repeating import Repeating
 from ec262.foreman.resuming import Resuming
 from ec262.foreman.schedule import Schedule, Task
 from ec262.foreman.session import OnDone, OnFailed, Session
@@ -65,6 +71,9 @@ class Facts:
         retried: replicas that were lost and tasks that were leased anew, of the whole job.
         bytes_sent, bytes_received: bodies of requests to workers and of their answers.
         credits_spent, credits_escrow: of the whole job, runs before a kill included.
+        answers: how workers agreed, `disputes`: what was junk, in the whole job.
+        recomputed: tasks computed anew as discovery no longer believed their results; `unaudited`: tasks of an earlier
+            run that it has forgotten.
     """
 
     total: int | None
@@ -77,12 +86,17 @@ class Facts:
     bytes_received: int
     credits_spent: int
     credits_escrow: int
+    answers: Answers
+    recomputed: int
+    unaudited: int
+    disputes: tuple[DisputedResult, ...]
 
 
 class Engine:
     """One job on the network.
 
     Args:
+        policy: whether by redundancy or by a confidence has to be settled, see `Policy.on_network`.
         program: the packed program.
         lane: of the workers wanted: replicas are compared only within one.
         changed: called now and then when there is progress to show.
@@ -113,9 +127,9 @@ class Engine:
     ) -> None:
         before = journal.job_id if journal is not None else ""
         self.job_id = before or job_id or secrets.token_hex(16)
-        self._purse = Purse(credits_limit, price_of(policy.cpu_limit_s))
+        self._purse = Purse(credits_limit, price_of(policy.cpu_limit_s) * policy.price)
         self.schedule = Schedule(
-            redundancy=policy.redundancy,
+            redundancy=policy.copies,
             quorum=policy.agreement,
             inflight=InFlight(inflight_bytes),
             runs_once=policy.runs_once,
@@ -130,11 +144,13 @@ class Engine:
         self._polling = Polling(self._session)
         pushing = Pushing(self._session, self._polling)
         self._settling = Settling(self._session, pushing)
+        self._auditing = Auditing(self._session)
         resuming = None
         if journal is not None:
             if not before:
                 journal.begun(self.job_id)
-            resuming = Resuming(self._session, journal, self._polling, self._settling)
+            repeating = Repeating(self._session, journal, pushing)
+            resuming = Resuming(self._session, journal, repeating, self._polling, self._settling)
         requirements = m.Requirements(
             python=policy.python,
             lane="native" if lane == "native" else "none",
@@ -173,11 +189,40 @@ class Engine:
         if session.failure is not None:
             raise session.failure
         if session.journal is not None:
-            if session.phases:
-                session.journal.phase_over("map")
-            if "reduce" in session.phases:
-                session.journal.phase_over("reduce")
+            over = session.phases | ({"map"} if session.phases & {"map", "reduce"} else set())
+            for phase in sorted(over):
+                session.journal.phase_over(phase)
             session.phases.clear()
+
+    @property
+    def audits(self) -> bool:
+        """Whether results have to be believed, and may cease to be."""
+        return bool(self._session.policy.confidence) and not self._session.closed
+
+    def audit(self, *, whole: bool, closing: bool) -> dict[Place, Kept]:
+        """What no longer holds of all results of the job, and has to be computed anew, by phase and number.
+
+        Args:
+            whole: asks again of those that were asked for.
+            closing: ends the job at discovery, if nothing has to be.
+
+        Raises:
+            JobFailed, JobCancelled, NetworkError.
+        """
+        if self._session.failure is not None:
+            raise self._session.failure
+        self._auditing.audit(whole=whole, closing=closing)
+        return dict(self._session.accepted.stale)
+
+    def task_again(self, task: Task, kept: Kept) -> Task:
+        """Makes a task compute anew what no longer holds."""
+        task.digest, task.redone = kept.digest, True
+        task.again = kept.task_id if kept.task_id in self._session.accepted.vouched else ""
+        return task
+
+    def disown(self, place: Place) -> None:
+        """The task's result is not used any more: what it was made of is another."""
+        self._session.accepted.forget(place)
 
     def cancel(self) -> None:
         """Ends the phase that runs with `JobCancelled`. To be called in the engine's thread."""
@@ -250,6 +295,10 @@ class Engine:
             bytes_received=sum(client.received for client in clients),
             credits_spent=purse.spent,
             credits_escrow=purse.escrow,
+            answers=self._session.answers,
+            recomputed=self._session.accepted.recomputed,
+            unaudited=len(self._session.accepted.unaudited),
+            disputes=tuple(self._session.disputes),
         )
 
     # --- inside ---

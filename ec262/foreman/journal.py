@@ -1,10 +1,10 @@
 """Journal: what a foreman that is killed needs to go on where it was, without paying for anything twice.
 
 An append-only file of records, each with its length and CRC-32 before it; a record that a kill left half written is cut
-off when the file is opened. Leases are written before they are pushed, results before they are settled, verdicts before
-the results are handed on. So after any kill every replica that may have been started is known, and what was paid can
-still be opened. Nothing is synced to the disk: a machine that loses power may lose the last records, and then pays for
-a few tasks again.
+off when the file is opened. Requests for leases are written before they are made, leases before they are pushed,
+results before they are settled, verdicts before the results are handed on. So after any kill every replica that may
+have been started is known, what was leased can be asked for again, and what was paid can still be opened. Nothing is
+synced to the disk: a machine that loses power may lose the last records, and then pays for a few tasks again.
 
 Records of tasks that are over are left out when the file is opened, and whenever they are most of it. The file has
 keys: only its owner may read it, and it is locked, so that no two foremen go on with one job.
@@ -25,11 +25,15 @@ import msgspec
 
 from ec262.errors import SetupError
 from ec262.foreman.records import (
+    Answered,
+    Asked,
     Came,
+    Closed,
     Decided,
     Dropped,
     Failed,
     Job,
+    Kept,
     Keys,
     Leased,
     Met,
@@ -38,13 +42,16 @@ from ec262.foreman.records import (
     Pushed,
     Record,
     Remembered,
+    Sent,
     Sums,
     decoder,
     encoder,
+    task_of,
 )
+from ec262.foreman.unsent import Request, Unsent
 from ec262.protocol import messages as m
 
-MAGIC = b"EC262 journal 1\n"
+MAGIC = b"EC262 journal 2\n"
 COMPACT_BYTES = 64 * 1024 * 1024
 """So many bytes of tasks that are over may lie in the file, or as much as of tasks that are not."""
 MAX_RECORD = 1 << 31
@@ -73,6 +80,8 @@ class Journal:
         tasks: tasks that were not over when it was opened, by phase and number, until they are taken.
         bundles: receipts of results that were not settled then.
         earned: credits paid before, by worker.
+        accepted: tasks that have results which discovery believes, by phase and number, until the job closes.
+        closed: the job's results were believed at its end.
 
     Raises:
         SetupError: it is no journal, it cannot be opened, or another process has it.
@@ -86,6 +95,8 @@ class Journal:
         self.tasks: dict[tuple[str, int], Remembered] = {}
         self.bundles: list[m.SealedReceipts] = []
         self.earned: dict[str, int] = {}
+        self.accepted: dict[tuple[str, int], Kept] = {}
+        self.closed = False
         self._by_id: dict[str, Remembered] = {}
         """Those of `tasks` that were leased, by task id."""
         self._places: dict[int, _Place] = {}
@@ -95,6 +106,7 @@ class Journal:
         self._failed: dict[tuple[str, int], Failed] = {}
         self._dropped: dict[tuple[str, int], Dropped] = {}
         self._bundles: list[tuple[m.SealedReceipts, list[str]]] = []
+        self._unsent = Unsent()
         self._fd = -1
         self._broken = False
         try:
@@ -137,27 +149,60 @@ class Journal:
         self.workers[worker.worker_id] = worker
         self._append(Met(worker.worker_id, worker.address, worker.port, worker.slots))
 
+    def asked(self, wanted: m.LeaseTasks, places: list[tuple[str, int]], asked_s: float) -> None:
+        """Leases are about to be asked for.
+
+        Args:
+            places: phase and number of each task.
+            asked_s: seconds since the epoch.
+        """
+        record = Asked(wanted.idempotency_key, asked_s, places, m.encode(wanted))
+        self._unsent.asked(record)
+        self._append(record)
+
+    def answered(self, key: str, lease_ids: list[str]) -> None:
+        """These leases came of a request, and are noted. To be called before any is pushed.
+
+        Args:
+            lease_ids: none where it was refused, or no worker was free.
+        """
+        self._unsent.answered(key, lease_ids)
+        if lease_ids:
+            self._append(Answered(key))
+        else:
+            self._sent(self._unsent.drop(key))
+
+    def given_up(self, lease_ids: list[str]) -> None:
+        """These leases are pushed to nobody any more."""
+        self._sent(self._unsent.sent(lease_ids))
+
+    def _sent(self, keys: list[str]) -> None:
+        for key in keys:
+            self._append(Sent(key))
+        self._compact_where_worth()
+
     def leased(
         self,
         where: tuple[str, int, bytes],
         task_id: str,
         input_key: bytes,
         tries: tuple[int, int],
-        price: int,
-        leases: list[tuple[str, str]],
+        leases: list[tuple[str, str, int]],
     ) -> None:
         """A task was leased, or further replicas of one. To be called before anything is pushed.
 
         Args:
             where: its phase, number and input digest.
             tries: its attempts and losses so far.
+            leases: lease id, worker id and price each.
         """
         self._dropped.pop(where[:2], None)
-        self._append(Leased(*where, task_id, input_key, *tries, price, leases), [task_id])
+        self._append(Leased(*where, task_id, input_key, *tries, leases), [task_id])
 
     def pushed(self, lease_ids: list[str]) -> None:
         """A worker has taken leases."""
         self._append(Pushed(lease_ids), _tasks_of(lease_ids))
+        self._sent(self._unsent.sent(lease_ids))
 
     def came(self, worker_id: str, receipts: bytes, results: list[tuple[str, list[bytes]]]) -> None:
         """Results came. To be called before they are settled, and before the worker is told that they came."""
@@ -167,12 +212,30 @@ class Journal:
         """Discovery has accepted a result. To be called before it is handed on."""
         self._append(Decided(m.encode(verdict)), [verdict.task_id])
 
-    def paid(self, price: int, replicas: list[tuple[str, str]]) -> None:
-        """Replicas were paid, (lease id, worker id) each."""
-        for lease_id, worker_id in replicas:
+    def paid(self, replicas: list[tuple[str, str, int]]) -> None:
+        """Replicas were paid: lease id, worker id and credits each; negative: pay that came back."""
+        self._count(replicas)
+        self._append(Paid(replicas))
+
+    def _count(self, replicas: list[tuple[str, str, int]]) -> None:
+        for lease_id, worker_id, price in replicas:
             self.earned[worker_id] = self.earned.get(worker_id, 0) + price
             self._paid.add(lease_id)
-        self._append(Paid(price, replicas))
+
+    def kept(self, record: Kept) -> None:
+        """As `over`; discovery believes in the result, and may cease to until the job closes."""
+        before = self.accepted.get((record.phase, record.number))
+        if before is not None:
+            self._live -= _size_of(before)
+        self.accepted[record.phase, record.number] = record
+        self._append(record)
+        self._live += _size_of(record)
+        self._release(record.task_id)
+
+    def close_job(self) -> None:
+        """Discovery stands by all results, for good."""
+        self.closed = True
+        self._append(Closed())
 
     def over(self, task_id: str) -> None:
         """Nothing of the task is needed any more: its result is where it belongs."""
@@ -191,9 +254,32 @@ class Journal:
         self._append(record)
         self._release(task_id)
 
+    def unsent(self) -> list[Request]:
+        """The requests for leases that are not done with."""
+        return list(self._unsent)
+
+    def known(self, task_id: str) -> Remembered | None:
+        """What is known of a task from before that was not taken yet."""
+        return self._by_id.get(task_id)
+
+    def leased_again(self, where: tuple[str, int, bytes], given: m.LeasedTask) -> None:
+        """As `leased`, of a task from before: what is known of it is told by `take`."""
+        before = self.tasks.get(where[:2])
+        known = Remembered(*where, given.task_id, given.input_key)
+        if before is not None:
+            known.attempts, known.losses = before.attempts, before.losses
+            if self._by_id.pop(before.task_id, None) is not None and before.task_id != given.task_id:
+                self.over(before.task_id)
+        for replica in given.replicas:
+            known.leases[replica.lease_id] = replica.worker_id
+            known.prices[replica.lease_id] = replica.price
+        self.tasks[where[:2]] = self._by_id[given.task_id] = known
+        leases = [(replica.lease_id, replica.worker_id, replica.price) for replica in given.replicas]
+        self.leased(where, given.task_id, given.input_key, (known.attempts, known.losses), leases)
+
     def keep(self, lease_id: str, tokens: list[bytes]) -> bool:
         """Keeps a result for a task from before that was not taken yet; False: it is none of these tasks'."""
-        known = self._by_id.get(_task_of(lease_id))
+        known = self._by_id.get(task_of(lease_id))
         if known is None or lease_id not in known.leases:
             return False
         known.results[lease_id] = tokens
@@ -211,7 +297,10 @@ class Journal:
         for where in [where for where in self.tasks if where[0] == phase]:
             task = self.tasks.pop(where)
             self._by_id.pop(task.task_id, None)
-            if task.task_id:
+            verdict = task.verdict
+            if verdict is not None and verdict.confidence is not None:
+                self.kept(Kept(task.phase, task.number, task.digest, task.task_id, verdict.commitment))
+            elif task.task_id:
                 self.over(task.task_id)
         for where in [where for where in self._dropped if where[0] == phase]:
             del self._dropped[where]
@@ -254,6 +343,9 @@ class Journal:
 
     def _release(self, task_id: str) -> None:
         self._forget(task_id)
+        self._sent(self._unsent.over(task_id))
+
+    def _compact_where_worth(self) -> None:
         if self._size - self._live > max(COMPACT_BYTES, self._live) and not self._broken:
             try:
                 self._compact()
@@ -301,10 +393,17 @@ class Journal:
         self._paid = {lease_id for lease_id in self._paid if lease_id.partition(".")[0] in self._of_task}
         if self.earned:
             self._append(Sums(self.earned, sorted(self._paid)))
+        for record in self._unsent.records():
+            self._append(record)
         for failed in self._failed.values():
             self._append(failed)
         for dropped in self._dropped.values():
             self._append(dropped)
+        for kept in self.accepted.values():
+            self._append(kept)
+            self._live += _size_of(kept)
+        if self.closed:
+            self._append(Closed())
 
     def _read(self) -> None:
         """Reads the file; cuts off what is not whole at its end."""
@@ -312,7 +411,9 @@ class Journal:
             start = file.read(len(MAGIC))
             if start != MAGIC:
                 if start and not MAGIC.startswith(start):
-                    raise SetupError(f"{self.path} is no journal of EC262")
+                    ours = start.startswith(MAGIC[:-2])
+                    what = "was written by another version of EC262" if ours else "is no journal of EC262"
+                    raise SetupError(f"{self.path} {what}")
                 os.ftruncate(self._fd, 0)
                 _write(self._fd, MAGIC)
                 self._size = len(MAGIC)
@@ -360,10 +461,17 @@ class Journal:
                 self.workers[worker_id] = m.AssignedWorker(
                     worker_id=worker_id, address=address, port=port, slots=slots, tickets=b""
                 )
-            case Leased(phase, number, digest, task_id, input_key, attempts, losses, price, leases):
+            case Asked():
+                self._unsent.asked(record)
+            case Answered(key):
+                self._unsent.answered(key)
+            case Sent(key):
+                self._unsent.drop(key)
+            case Leased(phase, number, digest, task_id, input_key, attempts, losses, leases):
                 task = self._by_id.setdefault(task_id, Remembered(phase, number, digest, task_id, input_key))
-                task.attempts, task.losses, task.price = attempts, losses, price
-                task.leases.update(leases)
+                task.attempts, task.losses = attempts, losses
+                for lease_id, worker_id, price in leases:
+                    task.leases[lease_id], task.prices[lease_id] = worker_id, price
                 owners = [task_id]
                 dropped = self._dropped.get((phase, number))
                 if dropped is not None and dropped.task_id != task_id:
@@ -371,12 +479,12 @@ class Journal:
             case Pushed(lease_ids):
                 owners = self._known(lease_ids)
                 for lease_id in lease_ids:
-                    if (held := self._by_id.get(_task_of(lease_id))) is not None:
+                    if (held := self._by_id.get(task_of(lease_id))) is not None:
                         held.pushed.add(lease_id)
             case Came(worker_id, receipts, results):
                 owners = self._known(lease_id for lease_id, _ in results)
                 for lease_id, tokens in results:
-                    if (held := self._by_id.get(_task_of(lease_id))) is not None:
+                    if (held := self._by_id.get(task_of(lease_id))) is not None:
                         held.results[lease_id] = tokens
                 self._bundles.append((m.SealedReceipts(worker_id=worker_id, token=receipts), owners))
             case Decided(encoded):
@@ -384,13 +492,18 @@ class Journal:
                 owners = self._known([verdict.task_id])
                 if (held := self._by_id.get(verdict.task_id)) is not None:
                     held.verdict = verdict
-            case Paid(price, replicas):
-                for lease_id, worker_id in replicas:
-                    self.earned[worker_id] = self.earned.get(worker_id, 0) + price
-                    self._paid.add(lease_id)
+            case Paid(replicas):
+                self._count(replicas)
             case Sums(earned, paid):
                 self.earned = dict(earned)
                 self._paid.update(paid)
+            case Kept(phase, number, _, task_id):
+                before = self.accepted.get((phase, number))
+                self._live += length - (_size_of(before) if before is not None else 0)
+                self.accepted[phase, number] = record
+                over = task_id
+            case Closed():
+                self.closed = True
             case Over(task_id):
                 over = task_id
             case Dropped(phase, number, _, task_id):
@@ -424,9 +537,10 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view[:_PIECE]) :]
 
 
-def _task_of(lease_id: str) -> str:
-    return lease_id.partition(".")[0]
+def _size_of(record: Record) -> int:
+    """Bytes of a record in the file."""
+    return _HEAD.size + len(encoder.encode(record))
 
 
 def _tasks_of(lease_ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(map(_task_of, lease_ids)))
+    return list(dict.fromkeys(map(task_of, lease_ids)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -12,14 +13,17 @@ from gevent.lock import BoundedSemaphore
 from ec262.errors import InsufficientCredits, LimitExceeded, NoWorkers, ProblemError
 from ec262.foreman.pushing import Pairs, Pushing
 from ec262.foreman.resuming import Resuming
-from ec262.foreman.schedule import Task
-from ec262.foreman.session import Session
+from ec262.foreman.schedule import Replica, Task
+from ec262.foreman.session import Session, where
 from ec262.protocol import messages as m
 
 log = logging.getLogger("ec262.foreman")
 
 PAUSE_S = 0.25
 """Until asking again for workers."""
+TO_BELIEVE = 4
+"""So many replicas of a task have to be affordable before it is leased with a confidence, where the job has a limit and
+credits may still come back: so many workers that nobody knows yet have to agree to be believed with 0.99."""
 READING_S = 0.05
 """So long tasks are read at a stretch; then others have their turn."""
 
@@ -46,6 +50,9 @@ class Leasing:
         schedule = session.schedule
         idle_since: float | None = None
         repeat: tuple[str, list[Task], int] | None = None
+        if self._resuming is not None:
+            with self._reading:
+                self._resuming.ask_again()
         while not session.closing and session.failure is None:
             if not schedule.out and schedule.all_down(time.monotonic()):
                 gevent.sleep(PAUSE_S)  # whoever it would go to did not answer a moment ago
@@ -79,8 +86,9 @@ class Leasing:
             self._put_back(tasks[len(leased.tasks) :])
             if leased.tasks:
                 idle_since = None
-                self._send(tasks, leased, most)
+                self._send(key, tasks, leased, most)
                 continue
+            self._answered(key)
             if schedule.out or session.settling:
                 idle_since = None
                 session.to_lease.clear()
@@ -96,13 +104,15 @@ class Leasing:
     def _gather(self) -> list[Task]:
         """The tasks to lease next, their inputs loaded; empty while there is no room for more."""
         session = self._session
-        schedule, purse, needed = session.schedule, session.purse, self._needed
+        schedule, purse, needed = session.schedule, session.purse, session.policy.least_replicas
         with self._reading:
             if session.phase_over.is_set():
                 return []
             purse.sweep(time.monotonic())
             tasks: list[Task] = []
             most = purse.affordable(needed, schedule.room())
+            if session.policy.confidence and purse.limit is not None:
+                most = purse.affordable(TO_BELIEVE, most) or (most if not session.busy else 0)
             since = time.monotonic()
             while len(tasks) < most:
                 task = schedule.peek()
@@ -114,6 +124,8 @@ class Leasing:
                 if time.monotonic() - since > READING_S:
                     gevent.sleep(0)
                     since = time.monotonic()
+            if self._resuming is not None:
+                self._resuming.push()
             more = schedule.peek()  # whether the phase has an end is known before its last task is done
             session.look_whether_over()
         if not tasks and more is not None and not purse.affordable(needed, 1) and not session.busy:
@@ -123,7 +135,7 @@ class Leasing:
     def _ready(self, task: Task) -> list[Task]:
         """The task, loaded; nothing where a run before had leased it, and this one goes on with that, or where it can
         be sent to nobody."""
-        self._session.phases.add(task.phase)
+        self._session.phases.add(where(task)[0])
         try:
             if self._resuming is not None and self._resuming.adopt(task):
                 return []
@@ -146,37 +158,59 @@ class Leasing:
         wanted = m.LeaseTasks(
             job_id=self._session.job_id,
             idempotency_key=key,
-            tasks=[m.TaskWanted(input_digest=task.digest, cpu_limit_s=policy.cpu_limit_s) for task in tasks],
+            tasks=[self._wanted(task) for task in tasks],
             requirements=self._requirements,
-            policy=m.Policy(redundancy=policy.redundancy, quorum=policy.agreement, max_replicas=most_replicas),
+            policy=m.Policy(
+                redundancy=policy.copies,
+                quorum=policy.agreement,
+                max_replicas=most_replicas,
+                confidence=policy.confidence or 0.0,
+            ),
             timeout_s=policy.timeout_s,
+            offer=policy.price,
         )
+        if self._session.journal is not None:
+            places = [(phase, number) for phase, number, _ in map(where, tasks)]
+            self._session.journal.asked(wanted, places, time.time())
         self._session.leasing += 1
         try:
             return self._session.discovery.lease_tasks(wanted)
+        except ProblemError as reason:
+            if reason.status < 500:
+                self._answered(key)
+            raise
         finally:
             self._session.leasing -= 1
 
-    @property
-    def _needed(self) -> int:
-        """Replicas without which a task cannot be decided."""
-        return max(self._session.policy.redundancy, self._session.policy.agreement)
+    def _wanted(self, task: Task) -> m.TaskWanted:
+        return m.TaskWanted(
+            input_digest=task.digest, cpu_limit_s=self._session.policy.cpu_limit_s, again=task.again or None
+        )
 
     def _most_replicas(self, tasks: list[Task]) -> int:
         """How many replicas discovery may buy of each task. With a limit of credits what all of them would cost is put
         aside; where the limit is too near for that, no more are bought than are needed if all agree."""
-        policy, purse, needed = self._session.policy, self._session.purse, self._needed
+        policy, purse, needed = self._session.policy, self._session.purse, self._session.policy.least_replicas
         if policy.runs_once:
             return 1
-        if purse.limit is None:
-            return policy.max_replicas
-        whole = purse.affordable(len(tasks) * policy.max_replicas, 1) == 1
-        most = policy.max_replicas if whole else needed
+        if purse.left is None:
+            return policy.most_replicas
+        if policy.confidence:
+            each = purse.left // (len(tasks) * purse.price)
+            most = min(policy.most_replicas, max(needed, each))
+        else:
+            whole = purse.affordable(len(tasks) * policy.most_replicas, 1) == 1
+            most = policy.most_replicas if whole else needed
         for task in tasks:
             task.reserve = purse.reserve(most)
         return most
 
-    def _send(self, tasks: list[Task], leased: m.Leased, most_replicas: int) -> None:
+    def _answered(self, key: str, pairs: Sequence[tuple[Task, Replica]] = ()) -> None:
+        """All that came of a request is noted; nothing where it was refused, or nobody was free."""
+        if self._session.journal is not None:
+            self._session.journal.answered(key, [replica.lease_id for _, replica in pairs])
+
+    def _send(self, key: str, tasks: list[Task], leased: m.Leased, most_replicas: int) -> None:
         session = self._session
         session.meet(leased.poll_key, leased.program_key)
         for worker in leased.workers:
@@ -186,6 +220,7 @@ class Leasing:
             task.replicas = {}
             task.most_replicas = most_replicas
             pairs += [(task, replica) for replica in session.take(task, given)]
+        self._answered(key, pairs)
         self._pushing.push(pairs, leased.workers)
 
     def _no_workers(self, alive: int) -> str:
@@ -195,14 +230,16 @@ class Leasing:
         if alive == 0:
             return (
                 f"no worker with Python {policy.python}{able} is registered at {url} and {waited}: "
-                f"start one with: python worker.py --discovery {url}"
+                f"start one with: python worker.py --discovery {url} (or offer more than price={policy.price}, if "
+                "others ask for it)"
             )
-        if alive < policy.redundancy:
+        if alive < policy.copies:
             return (
-                f"redundancy={policy.redundancy} wants as many different workers for each task, but "
+                f"redundancy={policy.copies} wants as many different workers for each task, but "
                 f"{url} has {alive}{able}: start more, or ask for less"
             )
         return (
             f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
-            "they may be busy, or all your own or each other's neighbours on a public network"
+            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or be all your own "
+            "or each other's neighbours on a public network"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from ec262.errors import LimitExceeded, Malformed, TaskFailed
+from ec262.errors import LimitExceeded, Malformed, SealBroken, TaskFailed
 from ec262.foreman.schedule import Replica, Task
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import decode_value
@@ -112,6 +113,25 @@ def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[byte
     if verdict.kind is Kind.LIMIT:
         raise LimitExceeded(text, error_type=error_type, remote_traceback=remote)
     raise TaskFailed(text, error_type=error_type, remote_traceback=remote)
+
+
+def dispute_of(job_id: str, lease_id: str, result_key: bytes, tokens: Sequence[bytes]) -> m.Dispute | None:
+    """What shows discovery that a result is not its worker's commitment: the first token that does not open, or, if all
+    do, all of them. None: they are more than discovery takes."""
+    shown = list(enumerate(tokens))
+    for position, token in shown:
+        try:
+            unseal(result_key, token)
+        except SealBroken:
+            shown = [(position, token)]
+            break
+    digests = [hashlib.sha256(token).digest() for token in tokens]
+    size = sum(len(token) for _, token in shown)
+    most = route("discovery", "dispute").max_body_bytes
+    if not tokens or (size + 48 * len(tokens)) * 4 // 3 + BESIDES_BYTES > most:
+        return None
+    proof = [m.ShownToken(position=position, token=token) for position, token in shown]
+    return m.Dispute(job_id=job_id, lease_id=lease_id, digests=digests, tokens=proof)
 
 
 def describe(task: Task) -> str:

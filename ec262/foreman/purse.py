@@ -11,7 +11,7 @@ class Purse:
 
     Args:
         limit: most it may cost; None: no limit.
-        price: of a replica.
+        price: the most a replica may cost.
 
     Attributes:
         spent: paid to workers; `earned` says to which.
@@ -33,10 +33,8 @@ class Purse:
 
     def affordable(self, replicas: int, most: int) -> int:
         """How many tasks of so many replicas each stay within the limit; at most `most`."""
-        if self.limit is None:
-            return most
-        left = self.limit - self.spent - self.escrow - self.reserved
-        return max(0, min(most, left // (self.price * replicas)))
+        left = self.left
+        return most if left is None else min(most, left // (self.price * replicas))
 
     def spares(self, replicas: int) -> bool:
         """Whether so many replicas that are not needed stay within the limit and the balance."""
@@ -49,11 +47,16 @@ class Purse:
         self.reserved += cost
         return cost
 
-    def leased(self, lease_id: str, until_s: float) -> None:
+    @property
+    def left(self) -> int | None:
+        """What the limit leaves; None: there is none."""
+        return None if self.limit is None else max(0, self.limit - self.spent - self.escrow - self.reserved)
+
+    def leased(self, lease_id: str, price: int, until_s: float) -> None:
         """A replica's price went into escrow, where it is until a while after `until_s` at the latest."""
         if lease_id not in self._leases:
-            self._leases[lease_id] = (self.price, until_s + ESCROW_AFTER_S)
-            self.escrow += self.price
+            self._leases[lease_id] = (price, until_s + ESCROW_AFTER_S)
+            self.escrow += price
 
     def paid(self, lease_id: str, worker_id: str) -> int:
         """A replica was paid; returns how much, 0 where that was known."""
@@ -62,6 +65,11 @@ class Purse:
             self.spent += price
             self.earned[worker_id] = self.earned.get(worker_id, 0) + price
         return price
+
+    def took_back(self, worker_id: str, amount: int) -> None:
+        """Pay came back after a dispute; negative: a fee for one that was lost."""
+        self.spent -= amount
+        self.earned[worker_id] = self.earned.get(worker_id, 0) - amount
 
     def returned(self, lease_id: str) -> None:
         """A replica's price came back."""

@@ -35,8 +35,34 @@ class Met(Record, frozen=True, array_like=True, tag="met"):
     slots: int
 
 
+class Asked(Record, frozen=True, array_like=True, tag="asked"):
+    """Leases are about to be asked for. `places`: phase and number of each task; `asked_s`: since the epoch; `request`
+    is discovery's message, as it travels."""
+
+    key: str
+    asked_s: float
+    places: list[tuple[str, int]]
+    request: bytes
+
+    def wanted(self) -> m.LeaseTasks:
+        """The request, word for word."""
+        return m.decode(m.LeaseTasks, self.request)
+
+
+class Answered(Record, frozen=True, array_like=True, tag="answered"):
+    """All that was leased by a request is noted."""
+
+    key: str
+
+
+class Sent(Record, frozen=True, array_like=True, tag="sent"):
+    """Nothing of a request is to be sent to anybody any more."""
+
+    key: str
+
+
 class Leased(Record, frozen=True, array_like=True, tag="leased"):
-    """A task was leased, or further replicas of one."""
+    """A task was leased, or further replicas of one: lease id, worker id and price each."""
 
     phase: str
     number: int
@@ -45,8 +71,7 @@ class Leased(Record, frozen=True, array_like=True, tag="leased"):
     input_key: bytes
     attempts: int
     losses: int
-    price: int
-    leases: list[tuple[str, str]]
+    leases: list[tuple[str, str, int]]
 
 
 class Pushed(Record, frozen=True, array_like=True, tag="pushed"):
@@ -70,10 +95,9 @@ class Decided(Record, frozen=True, array_like=True, tag="decided"):
 
 
 class Paid(Record, frozen=True, array_like=True, tag="paid"):
-    """Replicas were paid, (lease id, worker id) each."""
+    """Replicas were paid: lease id, worker id and credits each. Negative: pay that came back after a dispute."""
 
-    price: int
-    replicas: list[tuple[str, str]]
+    replicas: list[tuple[str, str, int]]
 
 
 class Sums(Record, frozen=True, array_like=True, tag="sums"):
@@ -81,6 +105,20 @@ class Sums(Record, frozen=True, array_like=True, tag="sums"):
 
     earned: dict[str, int]
     paid: list[str]
+
+
+class Kept(Record, frozen=True, array_like=True, tag="kept"):
+    """A task has its result, in which discovery believes: what it is known by until the job closes."""
+
+    phase: str
+    number: int
+    digest: bytes
+    task_id: str
+    commitment: bytes
+
+
+class Closed(Record, frozen=True, array_like=True, tag="closed"):
+    """Discovery stands by all results, and has forgotten what they rested on."""
 
 
 class Over(Record, frozen=True, array_like=True, tag="over"):
@@ -112,7 +150,23 @@ class Failed(Record, frozen=True, array_like=True, tag="failed"):
 
 encoder = msgspec.msgpack.Encoder()
 decoder = msgspec.msgpack.Decoder(
-    Job | Keys | Met | Leased | Pushed | Came | Decided | Paid | Sums | Over | Dropped | Failed
+    Job
+    | Keys
+    | Met
+    | Asked
+    | Answered
+    | Sent
+    | Leased
+    | Pushed
+    | Came
+    | Decided
+    | Paid
+    | Sums
+    | Kept
+    | Closed
+    | Over
+    | Dropped
+    | Failed
 )
 
 
@@ -122,7 +176,7 @@ class Remembered:
 
     Attributes:
         task_id: empty where it waits to be leased anew.
-        leases: lease ids and their workers; `pushed` are those the worker said that it took.
+        leases: lease ids and their workers; `pushed` are those the worker said that it took. `prices`: what they cost.
         results: sealed results by lease id.
         verdict: discovery's, where it had decided.
         paid: lease ids.
@@ -136,10 +190,15 @@ class Remembered:
     input_key: bytes = b""
     attempts: int = 0
     losses: int = 0
-    price: int = 0
     leases: dict[str, str] = field(default_factory=dict)
+    prices: dict[str, int] = field(default_factory=dict)
     pushed: set[str] = field(default_factory=set)
     results: dict[str, list[bytes]] = field(default_factory=dict)
     verdict: m.TaskVerdict | None = None
     paid: set[str] = field(default_factory=set)
     failed: str = ""
+
+
+def task_of(lease_id: str) -> str:
+    """The id of the task that a lease is of."""
+    return lease_id.partition(".")[0]

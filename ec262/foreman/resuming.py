@@ -10,8 +10,9 @@ from ec262.foreman.journal import Journal
 from ec262.foreman.payloads import describe
 from ec262.foreman.polling import Polling
 from ec262.foreman.records import Remembered
+from ec262.foreman.repeating import Repeating
 from ec262.foreman.schedule import Peer, Task
-from ec262.foreman.session import Session
+from ec262.foreman.session import Session, where
 from ec262.foreman.settling import Settling
 
 log = logging.getLogger("ec262.foreman")
@@ -27,9 +28,12 @@ class Resuming:
         journal: one that was there before; `session.poll_key` is set from it.
     """
 
-    def __init__(self, session: Session, journal: Journal, polling: Polling, settling: Settling) -> None:
+    def __init__(
+        self, session: Session, journal: Journal, repeating: Repeating, polling: Polling, settling: Settling
+    ) -> None:
         self._session = session
         self._journal = journal
+        self._repeating = repeating
         self._polling = polling
         self._settling = settling
         if journal.poll_key:
@@ -41,9 +45,22 @@ class Resuming:
             session.purse.earned[worker_id] = credits
             session.purse.spent += credits
 
+    def ask_again(self) -> None:
+        """Has leased what the run before was about to lease. To be called before the first `adopt`.
+
+        Raises:
+            NetworkError: discovery does not answer.
+        """
+        self._repeating.ask()
+
+    def push(self) -> None:
+        """Pushes what adopted tasks were leased and their workers may not have. To be called now and then."""
+        self._repeating.push()
+
     def adopt(self, task: Task) -> bool:
         """Goes on with a task where the run before was, if it had leased it; False: it is to be leased."""
-        known = self._journal.take(task.phase, task.number)
+        phase, number, _ = where(task)
+        known = self._journal.take(phase, number)
         if known is None:
             return False
         session = self._session
@@ -60,27 +77,28 @@ class Resuming:
             return True
         if not known.task_id:
             return False
-        session.unload(task)
-        self._take_up(task, known)
+        unsent = self._repeating.leases(known)
+        if not unsent:
+            session.unload(task)
+        self._take_up(task, known, unsent)
         if known.verdict is not None:
             self._settling.accept(task, known.verdict)
         elif not task.answered and not task.any_out:
             session.start_over(task, "its push was interrupted", counts=False)
         return True
 
-    def _take_up(self, task: Task, known: Remembered) -> None:
-        """Puts the task out as it was: what came has come, what a worker has is polled for."""
+    def _take_up(self, task: Task, known: Remembered, unsent: set[str]) -> None:
+        """Puts the task out as it was: what came has come, what a worker has is polled for, what is unsent is sent."""
         session = self._session
         schedule = session.schedule
         now = time.monotonic()
-        price, session.purse.price = session.purse.price, known.price
-        for lease_id in known.leases:
+        for lease_id, price in known.prices.items():
             if lease_id not in known.paid:
-                session.purse.leased(lease_id, now + session.timeout_s)
-        session.purse.price = price
-        # A worker that did not say that it took a lease may have it all the same. Where nothing may run twice it is
-        # waited for; elsewhere somebody else is asked.
-        expected = known.pushed | (set(known.leases) if session.policy.runs_once else known.results.keys())
+                session.purse.leased(lease_id, price, now + session.timeout_s)
+        # A worker that did not say that it took a lease may have it all the same. It is sent it again, where that can
+        # be done. Where nothing may run twice it is waited for; elsewhere somebody else is asked.
+        expected = known.pushed | unsent
+        expected |= set(known.leases) if session.policy.runs_once else known.results.keys()
         leases = [(lease_id, worker) for lease_id, worker in known.leases.items() if lease_id in expected]
         for _, worker_id in leases:
             schedule.peers.setdefault(worker_id, Peer(worker_id, 1))
@@ -88,9 +106,11 @@ class Resuming:
         for lease_id, worker_id in leases:
             if lease_id in known.results:
                 schedule.reported(lease_id, known.results[lease_id], now)
-            else:
+            elif lease_id not in unsent:
                 task.replicas[lease_id].pushed = True
                 self._polling.see_to(worker_id)
+        if unsent:
+            self._repeating.add(task, [task.replicas[lease_id] for lease_id in sorted(unsent)])
         first = 1 + max((int(lease_id.partition(".")[2]) for lease_id in known.leases), default=-1)
         session.lost += [lease_id for lease_id in known.leases if lease_id not in expected]
         session.lost += [f"{known.task_id}.{number}" for number in range(first, first + UNKNOWN_REPLICAS)]

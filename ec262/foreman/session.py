@@ -12,10 +12,13 @@ from gevent.pool import Group
 
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import EC262Error, JobFailed
+from ec262.foreman.accepted import Accepted
+from ec262.foreman.attempts import Answers, DisputedResult
 from ec262.foreman.journal import Journal
 from ec262.foreman.payloads import check_fits, describe, input_digest, seal_pieces
 from ec262.foreman.peers import PeerClient
 from ec262.foreman.purse import Purse
+from ec262.foreman.records import Kept
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.policy import Policy
 from ec262.protocol import messages as m
@@ -42,7 +45,9 @@ class Session:
         receipts: shown to discovery next; `lost`: leases it is told to count on no longer.
         leasing, pushing: requests for leases, and to workers, that are under way; `settling`: a settlement is.
         closing: no task is leased any more.
-        phases: of the tasks that were seen.
+        phases: of the tasks that were seen, as a journal names them.
+        accepted: with a confidence, the results that discovery believes; `closed`: for good.
+        answers: how workers agreed; `disputes`: what was not as they had committed themselves.
         failure: why the job ends early.
     """
 
@@ -81,6 +86,10 @@ class Session:
         self.on_done: OnDone | None = None
         self.on_failed: OnFailed | None = None
         self.phases: set[str] = set()
+        self.accepted = Accepted(journal.accepted.values() if journal is not None else ())
+        self.closed = journal is not None and journal.closed
+        self.answers = Answers()
+        self.disputes: list[DisputedResult] = []
         self._program = program
 
     # --- greenlets and how they end ---
@@ -167,12 +176,14 @@ class Session:
     def take(self, task: Task, given: m.LeasedTask) -> list[Replica]:
         """Notes what was leased, before anybody is told."""
         leases = [(replica.lease_id, replica.worker_id) for replica in given.replicas]
+        prices = [replica.price for replica in given.replicas]
         if self.journal is not None:
+            priced = [(*lease, price) for lease, price in zip(leases, prices, strict=True)]
             tries = (task.attempts, task.losses)
-            self.journal.leased(where(task), given.task_id, given.input_key, tries, self.purse.price, leases)
+            self.journal.leased(where(task), given.task_id, given.input_key, tries, priced)
         now = time.monotonic()
-        for lease_id, _ in leases:
-            self.purse.leased(lease_id, now + self.timeout_s)
+        for (lease_id, _), price in zip(leases, prices, strict=True):
+            self.purse.leased(lease_id, price, now + self.timeout_s)
         if task.reserve:  # what was put aside for them
             used = min(task.reserve, self.purse.price * len(leases))
             task.reserve -= used
@@ -194,6 +205,8 @@ class Session:
         if not gone:
             return
         log.info("worker %s %s: %d tasks given up", worker_id, why, len(gone))
+        if self.journal is not None:
+            self.journal.given_up([replica.lease_id for _, replica in gone])
         policy = self.policy
         for task, replica in gone:
             self.lost.append(replica.lease_id)
@@ -205,7 +218,7 @@ class Session:
             if policy.runs_once and not started:
                 # Discovery would have to think that it may have run: it gets another id.
                 self.start_over(task, f"worker {worker_id} {why} and was not given it", counts=False)
-            elif task.losses > policy.max_retries * policy.redundancy:
+            elif task.losses > policy.max_retries * max(policy.copies, task.answered):
                 again = " and must not be tried again (max_retries=0)" if policy.runs_once else ""
                 times = f" {task.losses} times" if task.losses > 1 else ""
                 self.fail_task(task, JobFailed(f"{describe(task)} was lost{times}{again}: worker {worker_id} {why}"))
@@ -218,8 +231,8 @@ class Session:
         purse = self.purse
         return CreditLimitReached(
             f"max_credits={purse.limit} does not pay for {what}: {purse.spent} are spent and {purse.escrow} in escrow "
-            f"for replicas that may still be paid; one costs {purse.price}. {self.schedule.done} tasks of this phase "
-            "are done"
+            f"for replicas that may still be paid; one costs up to {purse.price}. {self.schedule.done} tasks of this "
+            "phase are done"
         )
 
     def fail_task(self, task: Task, error: EC262Error) -> None:
@@ -242,8 +255,13 @@ class Session:
         self.look_whether_over()
         self.to_lease.set()
 
-    def start_over(self, task: Task, why: str, *, counts: bool = True) -> None:
-        """The task is leased anew under another id, or has failed; not `counts`: it was never started."""
+    def start_over(self, task: Task, why: str, *, counts: bool = True, again: str = "") -> None:
+        """The task is leased anew under another id, or has failed; not `counts`: it was never started.
+
+        Args:
+            again: the accepted task that it computes anew, where discovery knows that it has to be.
+        """
+        task.again = again or task.again
         if counts and task.attempts >= self.policy.max_retries:
             tried = f"{describe(task)} was tried {task.attempts + 1} times; the last time: {why}"
             self.fail_task(task, JobFailed(tried))
@@ -260,9 +278,10 @@ class Session:
             self.journal.dropped(where(task), task_id, (task.attempts, task.losses))
         self.to_lease.set()
 
-    def finish(self, task: Task, parts: list[bytes]) -> None:
+    def finish(self, task: Task, parts: list[bytes], commitment: bytes) -> None:
         """The task has its result."""
         task_id = task.task_id
+        task.commitment = commitment
         self._free(task)
         self.schedule.done_with(task)
         if self.on_done is None:
@@ -272,9 +291,20 @@ class Session:
         except Exception as reason:
             self.fail(reason)
             return
-        if self.journal is not None:
+        if self.policy.confidence:
+            self.keep(task, task_id)
+        elif self.journal is not None:
             self.journal.over(task_id)
         self.look_whether_over()
+
+    def keep(self, task: Task, task_id: str) -> None:
+        """Remembers by what the task's result is known to discovery, until the job closes."""
+        record = Kept(task.phase, task.number, task.digest, task_id, task.commitment)
+        if task.again:
+            self.accepted.recall([task.again])
+        self.accepted.add(record)
+        if self.journal is not None:
+            self.journal.kept(record)
 
     def _free(self, task: Task) -> None:
         """Nothing more is put aside for the task."""
@@ -284,4 +314,4 @@ class Session:
 
 def where(task: Task) -> tuple[str, int, bytes]:
     """The task's place in the journal."""
-    return task.phase, task.number, task.digest
+    return f"{task.phase} again" if task.redone else task.phase, task.number, task.digest

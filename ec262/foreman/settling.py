@@ -9,7 +9,8 @@ import gevent
 import msgspec
 
 from ec262.errors import JobFailed, Malformed, NetworkError, NoWorkers, ProblemError, SealBroken, TaskFailed
-from ec262.foreman.payloads import describe, open_result
+from ec262.foreman.attempts import DisputedResult
+from ec262.foreman.payloads import describe, dispute_of, open_result
 from ec262.foreman.pushing import Pairs, Pushing
 from ec262.foreman.schedule import Replica, Task
 from ec262.foreman.session import Session
@@ -23,6 +24,9 @@ SHUN_S = 15.0
 SETTLE_TASKS = 500
 SETTLE_BUNDLES = 500
 SETTLE_LOST = 900
+SETTLE_HEARD = 900
+UNCLEAR = 0.5
+"""Discovery's word on how deterministic a job looks; below this its dissents cost nobody reputation."""
 DISAGREE_S = 5.0
 """How long workers that disagree wait for one more to be asked."""
 PAUSE_S = 0.25
@@ -62,8 +66,18 @@ class Settling:
                 session.look_whether_over()
 
     def accept(self, task: Task, verdict: m.TaskVerdict) -> None:
-        """Opens a paid result, checks it against the agreed commitment, and hands it on."""
+        """Opens a paid result, checks it against the agreed commitment, and hands it on.
+
+        One that is not what its worker committed itself to is disputed; then another payee's is taken, or the task is
+        computed anew.
+        """
+        session = self._session
+        session.answers.accepted(len(verdict.keys), len(verdict.dissenters), verdict.confidence)
+        if verdict.dissenters:
+            told = (describe(task), task.task_id, ", ".join(verdict.dissenters))
+            log.info("%s (task %s): outvoted: %s", *told)
         liars: dict[str, str] = {}
+        junk: list[tuple[m.ReleasedKey, m.Dispute | None]] = []
         for key in verdict.keys:
             replica = task.replicas.get(key.lease_id)
             if replica is None or replica.tokens is None:
@@ -72,9 +86,14 @@ class Settling:
                 parts = open_result(verdict, key.result_key, replica.tokens, task)
             except (SealBroken, Malformed):
                 liars[key.worker_id] = OTHER_BYTES
+                junk.append((key, dispute_of(session.job_id, key.lease_id, key.result_key, replica.tokens)))
                 continue
             except TaskFailed as reason:
-                self._session.fail_task(task, reason)
+                self._dispute(task, junk)
+                if session.policy.confidence and session.policy.on_failure == "skip":
+                    task.commitment = verdict.commitment
+                    session.keep(task, task.task_id)
+                session.fail_task(task, reason)
                 return
             try:
                 if task.check is not None:
@@ -83,17 +102,48 @@ class Settling:
                 # All that were paid gave this one: none of them has computed the task.
                 liars |= {paid.worker_id: f"is malformed: {reason}" for paid in verdict.keys}
                 break
-            self._session.finish(task, parts)
+            self._dispute(task, junk)
+            session.finish(task, parts, verdict.commitment)
             return
         for worker_id, wrong in liars.items():
+            if wrong == OTHER_BYTES:
+                continue  # the dispute says so
             log.warning("worker %s: its result of %s was accepted and paid, but %s", worker_id, describe(task), wrong)
-        self._session.dissenters.update(liars)
+        session.dissenters.update(liars)
         task.shunned.update(liars)
         self._pushing.forget_withheld(task)
+        again = task.task_id if self._dispute(task, junk) and session.policy.confidence else ""
         wrong = "; ".join(f"{wrong} (worker {worker_id})" for worker_id, wrong in liars.items()) or OTHER_BYTES
-        self._session.start_over(task, f"its result was accepted and paid, but {wrong}")
+        session.start_over(task, f"its result was accepted and paid, but {wrong}", again=again)
 
     # --- inside ---
+
+    def _dispute(self, task: Task, junk: list[tuple[m.ReleasedKey, m.Dispute | None]]) -> bool:
+        """Tells discovery who was paid for other bytes; whether it wants the task computed anew."""
+        session = self._session
+        recompute = False
+        for key, dispute in junk:
+            verdict, why, refund = "untold", "it is larger than discovery takes for a proof", 0
+            if dispute is not None:
+                try:
+                    answer = session.discovery.dispute(dispute)
+                except NetworkError as reason:
+                    why = str(reason)
+                else:
+                    verdict, why = answer.verdict, answer.reason
+                    refund = answer.refund - answer.fee
+                    recompute = recompute or answer.recompute
+            if refund:
+                session.purse.took_back(key.worker_id, refund)
+                if session.journal is not None:
+                    session.journal.paid([(key.lease_id, key.worker_id, -refund)])
+            made = DisputedResult(describe(task), task.task_id, key.worker_id, verdict, why[:500], refund)
+            session.disputes.append(made)
+            log.warning(
+                "worker %s was paid for %s (task %s), but %s; dispute %s: %s",
+                *(key.worker_id, describe(task), task.task_id, OTHER_BYTES, verdict, why[:500]),
+            )
+        return recompute
 
     def _worth_paying(self, task: Task) -> bool:
         """Of a job that ends early: whether enough workers did the task, rather than give it back unrun."""
@@ -105,8 +155,14 @@ class Settling:
         receipts, session.receipts = session.receipts[:SETTLE_BUNDLES], session.receipts[SETTLE_BUNDLES:]
         lost, session.lost = session.lost[:SETTLE_LOST], session.lost[SETTLE_LOST:]
         ids = [task.task_id for task in due]
-        settled = self._ask(m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost))
+        heard = session.accepted.to_hear(SETTLE_HEARD) if session.policy.confidence else []
+        settled = self._ask(m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost, heard=heard))
         session.purse.balance = settled.balance
+        session.accepted.heard(heard)
+        if settled.recompute:
+            session.accepted.recall(settled.recompute)
+        if settled.clarity < session.answers.clarity:
+            self._note_clarity(settled.clarity)
         if settled.refused_receipts:
             log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
         for worker in settled.workers:
@@ -134,6 +190,15 @@ class Settling:
                 session.start_over(task, verdict.reason or "discovery forgot the task")
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
+
+    def _note_clarity(self, clarity: float) -> None:
+        answers = self._session.answers
+        if clarity < UNCLEAR <= answers.clarity:
+            log.warning(
+                "workers disagree so often that the program looks nondeterministic (time, chance, set order); see "
+                "ec262 explain"
+            )
+        answers.clarity = clarity
 
     def _others(self, task: Task) -> bool:
         """Whether to wait for another worker, of a task that one has lied about."""
@@ -171,14 +236,16 @@ class Settling:
         for verdict in settled.tasks:
             session.dissenters.update(verdict.dissenters)
         for replica in settled.late:
+            session.answers.given += 1
+            session.answers.dissents += not replica.paid
             if replica.paid:
                 paid.append((replica.lease_id, replica.worker_id))
             else:
                 session.dissenters.add(replica.worker_id)
                 session.purse.returned(replica.lease_id)
-        fresh = [pair for pair in paid if session.purse.paid(*pair)]
+        fresh = [(*pair, price) for pair in paid if (price := session.purse.paid(*pair))]
         if session.journal is not None and fresh:
-            session.journal.paid(session.purse.price, fresh)
+            session.journal.paid(fresh)
 
     def _wait_for_workers(self, stuck: list[Task]) -> None:
         """Tasks that want one more worker and none is free: asked for again after a moment, for so long."""
@@ -189,12 +256,22 @@ class Settling:
         for task in stuck:
             task.stuck_s = now if task.stuck_s is None else task.stuck_s
             answered = sum(1 for replica in task.replicas.values() if replica.tokens)
-            if answered > 1 and now - task.stuck_s > min(DISAGREE_S, patience_s):
+            believed = session.policy.confidence
+            if answered > 1 and not believed and now - task.stuck_s > min(DISAGREE_S, patience_s):
                 text = (
                     f"{answered} workers computed {describe(task)} and too few agree, and no other is free to be "
                     "asked: the program looks nondeterministic (time, chance, set order), unless workers lie"
                 )
                 session.fail_task(task, JobFailed(text))
+            elif believed and now - task.stuck_s > patience_s:
+                text = (
+                    f"{answered} workers computed {describe(task)}, and what they say is not believed with "
+                    f"confidence={believed:g} yet: it needs one more worker that has not had it, and none came free in "
+                    f"{patience_s:g} s. Four workers that nobody knows yet have to agree to reach 0.99: start more "
+                    "workers, or ask for less; if they do not agree the program is nondeterministic, or workers lie "
+                    f"(ec262 explain {task.task_id})"
+                )
+                session.fail_task(task, NoWorkers(text))
             elif now - task.stuck_s > patience_s:
                 text = (
                     f"{describe(task)} needs one more worker that has not had it yet, and none came free in "

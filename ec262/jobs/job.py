@@ -146,6 +146,7 @@ class Job:
             counters=dict(tally.counters),
             elapsed_s=(self._elapsed_s or now - self._started_s),
             seconds_left=left,
+            believed=tally.believed,
         )
 
     def counters(self) -> dict[str, int]:
@@ -169,6 +170,7 @@ class Job:
             counters=dict(tally.counters),
             failed=tuple(tally.failed),
             files=self._files,
+            believed=tally.believed,
         )
 
     # --- in the job's thread ---

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
-from ec262.backends.base import FailedTask, WorkerTally
+from ec262.backends.base import Believed, FailedTask, WorkerTally
+
+NOTHING_YET = Believed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Progress:
         credits_spent: what is settled.
         counters: what the program counted so far.
         seconds_left: of this phase; None while nothing can be said.
+        believed: on the network, how workers agreed so far.
     """
 
     phase: str
@@ -43,6 +46,7 @@ class Progress:
     counters: dict[str, int]
     elapsed_s: float
     seconds_left: float | None
+    believed: Believed = NOTHING_YET
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Report:
         counters: what the program counted.
         failed: tasks that failed and were left out (`Policy.on_failure`).
         files: the output's files, in order, if it went to files.
+        believed: on the network, how workers agreed, what was computed anew, and which results were junk.
     """
 
     map_tasks: int
@@ -72,6 +77,7 @@ class Report:
     counters: dict[str, int] = field(default_factory=dict)
     failed: tuple[FailedTask, ...] = ()
     files: tuple[str, ...] = ()
+    believed: Believed = NOTHING_YET
 
 
 log = logging.getLogger("ec262.jobs")
@@ -128,6 +134,13 @@ def describe(progress: Progress) -> str:
         text += f"  {progress.retried} retried"
     if progress.failed:
         text += f"  {progress.failed} failed"
+    believed = progress.believed
+    if believed.confidence is not None:
+        text += f"  {believed.replicas:.2f} replicas a task"
+    if believed.disagreements:
+        text += f"  {believed.disagreements} outvoted"
+    if believed.recomputed:
+        text += f"  {believed.recomputed} computed anew"
     for name, count in list(progress.counters.items())[:SHOWN_COUNTERS]:
         text += f"  {plain(name)} {count}"
     if progress.bytes_out >= 1_000_000:

@@ -23,6 +23,7 @@ class Label(Enum):
     RESULT = b"result key"
     PROGRAM = b"program key"
     POLL = b"poll key"
+    SPOT_CHECK = b"spot check key"
 
 
 def hkdf_sha256(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
@@ -43,8 +44,23 @@ def derive(secret: bytes, label: Label, *context: bytes) -> bytes:
 
     Contexts are length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
     """
-    info = label.value + b"".join(b"\0" + len(item).to_bytes(4, "big") + item for item in context)
-    return hmac.digest(hmac.digest(_SALT, secret, "sha256"), info + b"\x01", "sha256")
+    return expand(extract(secret), label, *context)
+
+
+def extract(secret: bytes) -> bytes:
+    """What `expand` makes keys of: worth keeping where one secret makes many."""
+    return hmac.digest(_SALT, secret, "sha256")
+
+
+def expand(extracted: bytes, label: Label, *context: bytes) -> bytes:
+    """`derive`, of a secret that was extracted; or of one that was derived, which needs no extraction (RFC 5869, 3.3).
+
+    The keys of a task are made of its root key so, for that is a good part of what a settlement costs.
+    """
+    info: bytes = label._value_
+    for item in context:
+        info += b"\0" + len(item).to_bytes(4, "big") + item
+    return hmac.digest(extracted, info + b"\x01", "sha256")
 
 
 def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
@@ -52,19 +68,41 @@ def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
     return derive(master, Label.WORKER, worker_id.encode(), key_version.to_bytes(4, "big"))
 
 
+def spot_check_key(master: bytes) -> bytes:
+    """What decides which tasks are checked: whoever knew it could lie in all others."""
+    return derive(master, Label.SPOT_CHECK)
+
+
 def task_key(wrapping_key: bytes, nonce: bytes, task_id: str) -> bytes:
     """A task's root key: gone as soon as either its nonce or the wrapping key is."""
     return derive(wrapping_key, Label.TASK, nonce, task_id.encode())
 
 
+class TaskKeys:
+    """The keys of one task, as `task_key`, `input_key` and `result_key` make them."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, extracted_wrapping: bytes, nonce: bytes, task_id: str) -> None:
+        self._task = expand(extracted_wrapping, Label.TASK, nonce, task_id.encode())
+
+    def input(self) -> bytes:
+        """The key of the task's input."""
+        return input_key(self._task)
+
+    def result(self, lease_id: str) -> bytes:
+        """The key of one replica's result."""
+        return result_key(self._task, lease_id)
+
+
 def input_key(task: bytes) -> bytes:
     """The key under which a task's input travels, known to its foreman and its workers."""
-    return derive(task, Label.INPUT)
+    return expand(task, Label.INPUT)
 
 
 def result_key(task: bytes, lease_id: str) -> bytes:
     """The key under which one replica's result travels, known to its worker, and to the foreman once it has paid."""
-    return derive(task, Label.RESULT, lease_id.encode())
+    return expand(task, Label.RESULT, lease_id.encode())
 
 
 def program_key(master: bytes, account_id: str, job_id: str) -> bytes:

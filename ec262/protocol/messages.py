@@ -34,9 +34,16 @@ Capability = Annotated[
 ]
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
+Platform = Annotated[
+    str,
+    Meta(pattern=r"^[a-z0-9_]{0,16}$(?!\n)", description="A family of processors, such as x86_64 or aarch64."),
+]
+
 MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
 MAX_CAPABILITIES = 16
+MOST_ASKED = 100
+"""Credits a unit that a worker may ask for."""
 EXECUTOR = "executor:"
 """How the capability of a worker begins that computes with a program of its own, and cannot run Python programs."""
 
@@ -49,9 +56,10 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class CreateAccount(Message, frozen=True, kw_only=True):
-    """Asks for a new account."""
+    """Asks for a new account. Where accounts are by invitation, `invitation` is one of the operator's."""
 
     name: Annotated[str, Meta(max_length=64)] = ""
+    invitation: Annotated[str, Meta(max_length=64)] = ""
 
 
 class AccountCreated(Message, frozen=True, kw_only=True):
@@ -63,7 +71,11 @@ class AccountCreated(Message, frozen=True, kw_only=True):
 
 
 class AccountState(Message, frozen=True, kw_only=True):
-    """Who the caller is and what it has, in credits."""
+    """Who the caller is and what it has, in credits.
+
+    `banned` says by whom and why the account is banned, if it is. The operator believes the workers of an `auditor`.
+    `shown` is the account's name on the leaderboard, if it wants to be there.
+    """
 
     account_id: str
     name: str
@@ -72,6 +84,33 @@ class AccountState(Message, frozen=True, kw_only=True):
     earned: int
     spent: int
     workers: int
+    banned: str = ""
+    auditor: bool = False
+    shown: str = ""
+
+
+class ShowAccount(Message, frozen=True, kw_only=True):
+    """The name under which the calling account is on the leaderboard; empty: it is not there."""
+
+    name: Annotated[str, Meta(max_length=32)]
+
+
+class Leader(Message, frozen=True, kw_only=True):
+    """An account on the leaderboard. Names are their owners' choice; `tag` tells equal ones apart."""
+
+    rank: int
+    name: str
+    tag: str
+    earned: int
+    workers: int
+
+
+class Leaderboard(Message, frozen=True, kw_only=True):
+    """Of the accounts that want to be seen those that earned most, as of `made_s`. `accounts`: how many want to."""
+
+    made_s: float
+    accounts: int
+    leaders: list[Leader]
 
 
 class ServiceState(Message, frozen=True, kw_only=True):
@@ -108,7 +147,8 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
 
     The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
     seen for this worker starts a new epoch: what it held before is taken from it. A worker with an ``executor:NAME``
-    capability is given only tasks that require it; other capabilities do not keep ordinary tasks away.
+    capability is given only tasks that require it; other capabilities do not keep ordinary tasks away. `ask` is what it
+    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much.
     """
 
     worker_id: Id
@@ -119,6 +159,8 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     lane: Literal["native", "none"] = "native"
     layers: list[Annotated[str, Meta(max_length=32)]] = []
     capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
+    ask: Annotated[int, Meta(ge=1, le=MOST_ASKED)] = 1
+    platform: Platform = ""
 
 
 class WorkerRegistered(Message, frozen=True, kw_only=True):
@@ -134,10 +176,11 @@ class WorkerRegistered(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """A worker is alive; it shows receipts of leases that nobody settled."""
+    """A worker is alive; it shows receipts of leases that nobody settled, and names open leases nobody pushed to it."""
 
     boot_id: Id
     receipts: Annotated[list[Token], Meta(max_length=16)] = []
+    unseen: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
 class HeartbeatAnswer(Message, frozen=True, kw_only=True):
@@ -153,14 +196,18 @@ class HeartbeatAnswer(Message, frozen=True, kw_only=True):
 
 
 class TaskWanted(Message, frozen=True, kw_only=True):
-    """One task a foreman wants computed."""
+    """One task a foreman wants computed. `again`: the task that it computes anew, for that no longer holds."""
 
     input_digest: Digest
     cpu_limit_s: Annotated[float, Meta(gt=0, le=3600.0)] = 60.0
+    again: Id | None = None
 
 
 class Policy(Message, frozen=True, kw_only=True):
     """Whose result counts: so many replicas, of which so many must agree; `max_replicas` in all.
+
+    With a `confidence` above 0 a task has one replica at first, and as many more as it takes until an answer is right
+    with that probability, by what is known of the workers; `redundancy` and `quorum` do not count then.
 
     Of all replicas those do not count towards `max_replicas` whose worker said that it did not run them. With
     ``max_replicas=1`` no task is given to a second worker as long as the first may have run it.
@@ -169,22 +216,29 @@ class Policy(Message, frozen=True, kw_only=True):
     redundancy: Annotated[int, Meta(ge=1, le=16)] = 1
     quorum: Annotated[int, Meta(ge=1, le=16)] = 1
     max_replicas: Annotated[int, Meta(ge=1, le=64)] = 9
+    confidence: Annotated[float, Meta(ge=0, le=0.99999)] = 0.0
 
 
 class Requirements(Message, frozen=True, kw_only=True):
     """Which workers can compute the tasks: replicas are compared only within one class.
 
     A worker needs all of `capabilities`, and may have others. One with an ``executor:NAME`` is given no task that
-    requires no executor.
+    requires no executor. `platform` keeps to one family of processors, for programs whose floating point results
+    differ between them.
     """
 
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
     capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
+    platform: Platform | None = None
 
 
 class LeaseTasks(Message, frozen=True, kw_only=True):
-    """Wants workers for tasks, as many of them, in order, as are free and can be paid."""
+    """Wants workers for tasks, as many of them, in order, as are free and can be paid.
+
+    `offer` is the most a unit of work may cost, in credits: a task is a unit for each started CPU minute of its limit.
+    Workers that ask for more do not get it; one that asks for less is paid what it asks for.
+    """
 
     job_id: Id
     idempotency_key: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[\x21-\x7e]*$(?!\n)")]
@@ -192,13 +246,15 @@ class LeaseTasks(Message, frozen=True, kw_only=True):
     requirements: Requirements
     policy: Policy = Policy()
     timeout_s: Annotated[float, Meta(gt=0, le=86_400.0)] | None = None
+    offer: Annotated[int, Meta(ge=1, le=1000)] = 1
 
 
 class LeasedReplica(Message, frozen=True, kw_only=True):
-    """One worker promised to one replica."""
+    """One worker promised to one replica, and what it is paid if its answer counts."""
 
     lease_id: str
     worker_id: str
+    price: int = 1
 
 
 class LeasedTask(Message, frozen=True, kw_only=True):
@@ -227,7 +283,7 @@ class NetworkState(Message, frozen=True, kw_only=True):
 
 
 class Leased(Message, frozen=True, kw_only=True):
-    """What was assigned: the first ``len(tasks)`` of the tasks asked for."""
+    """What was assigned: the first ``len(tasks)`` of the tasks asked for. `price` is the most a replica may cost."""
 
     program_key: Digest
     poll_key: Digest
@@ -249,13 +305,15 @@ class Settle(Message, frozen=True, kw_only=True):
     """Shows receipts and wants verdicts on tasks.
 
     `lost` names leases the foreman no longer waits for: verdicts are made without them, so that ``more`` can lease a
-    further replica, but a receipt that comes all the same still counts.
+    further replica, but a receipt that comes all the same still counts. `heard` names tasks of which the foreman knows
+    by now that they are to be computed again.
     """
 
     job_id: Id
     receipts: Annotated[list[SealedReceipts], Meta(max_length=MAX_RECEIPT_TOKENS)] = []
     decide: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     lost: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
 class ReleasedKey(Message, frozen=True, kw_only=True):
@@ -269,10 +327,11 @@ class ReleasedKey(Message, frozen=True, kw_only=True):
 class TaskVerdict(Message, frozen=True, kw_only=True):
     """What became of a task.
 
-    ``accepted``: `kind` and `commitment` are the agreed ones, `keys` open the payees' results. ``more``: `task` lists
-    further replicas to push to. ``pending``: replicas are still out, or no further worker is free now.
-    ``undecided``: nobody agrees and no more may be tried; the escrow of answers went back. ``unknown``: not this
-    foreman's task, or forgotten after the grace period.
+    ``accepted``: `kind` and `commitment` are the agreed ones, `keys` open the payees' results, `confidence` is how
+    likely it is right, where the policy asked for that. ``more``: `task` lists further replicas to push to.
+    ``pending``: replicas are still out, or no further worker is free now. ``undecided``: no answer is believed enough
+    and no more may be tried, or it is not believed any more. ``unknown``: not this foreman's task, or forgotten after
+    the grace period.
     """
 
     task_id: str
@@ -283,6 +342,7 @@ class TaskVerdict(Message, frozen=True, kw_only=True):
     dissenters: list[str] = []
     task: LeasedTask | None = None
     reason: str = ""
+    confidence: float | None = None
 
 
 class LateReplica(Message, frozen=True, kw_only=True):
@@ -296,7 +356,9 @@ class LateReplica(Message, frozen=True, kw_only=True):
 class Settled(Message, frozen=True, kw_only=True):
     """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
 
-    `late` tells of receipts shown for tasks that were accepted before and are not among those asked for.
+    `late` tells of receipts shown for tasks that were accepted before and are not among those asked for. `recompute`
+    names accepted tasks of this job that no longer hold, until they are `heard`. `clarity` below 0.5: answers in this
+    job differ as if its program were not deterministic, and its dissents cost nobody reputation.
     """
 
     tasks: list[TaskVerdict]
@@ -304,6 +366,105 @@ class Settled(Message, frozen=True, kw_only=True):
     workers: list[AssignedWorker]
     refused_receipts: list[int]
     balance: int
+    recompute: list[str] = []
+    clarity: float = 1.0
+
+
+class AuditTasks(Message, frozen=True, kw_only=True):
+    """Asks whether accepted tasks still hold, by what is known of workers now; `closing` ends the job if they do."""
+
+    job_id: Id
+    tasks: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    closing: bool = False
+    heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+
+
+class Audited(Message, frozen=True, kw_only=True):
+    """Tasks to compute again: those that no longer hold, and those of which nothing is `unknown` here.
+
+    `closed`: the job is over, and discovery forgets what its results rested on. It is not closed while anything is to
+    be computed again.
+    """
+
+    recompute: list[str]
+    unknown: list[str]
+    closed: bool = False
+
+
+class ShownToken(Message, frozen=True, kw_only=True):
+    """One sealed token of a result, by its position."""
+
+    position: Annotated[int, Meta(ge=0, le=65_535)]
+    token: Token
+
+
+class Dispute(Message, frozen=True, kw_only=True):
+    """A paid replica's result is not what its worker committed itself to.
+
+    `digests` are the SHA-256 of all tokens that came, in order: the receipt has the same. One token that does not open
+    is enough; where all open, and what is in them is malformed or another result, all of them are to be shown.
+    """
+
+    job_id: Id
+    lease_id: LeaseId
+    digests: Annotated[list[Digest], Meta(min_length=1, max_length=65_536)]
+    tokens: Annotated[list[ShownToken], Meta(min_length=1, max_length=65_536)]
+
+
+class Disputed(Message, frozen=True, kw_only=True):
+    """What became of a dispute.
+
+    ``upheld``: the worker lost; `refund` of its pay came back, as much as it could not have spent yet. ``refused``: the
+    bytes are those committed to; the foreman paid `fee` to the worker. ``unproven``: what was shown does not say who is
+    right, and nothing moved. `recompute`: the task is to be computed again.
+    """
+
+    lease_id: str
+    verdict: Literal["upheld", "refused", "unproven"]
+    reason: str
+    refund: int = 0
+    fee: int = 0
+    recompute: bool = False
+    balance: int = 0
+
+
+class ExplainedAnswer(Message, frozen=True, kw_only=True):
+    """One replica, and what its answer weighed: when it was decided, and by what is known of its worker now.
+
+    Answers alike have the same `group`. Only of a task that was accepted, and so paid for, is anything of them told:
+    who knows which of a few small results equals a worker's has read it.
+    """
+
+    lease_id: str
+    worker_id: str
+    state: str
+    kind: Kind | None = None
+    group: int = 0
+    commitment: bytes = b""
+    verified: float = 0.0
+    doubts: float = 0.0
+    auditor: bool = False
+    banned: bool = False
+    believed: float = 0.0
+    believed_now: float = 0.0
+
+
+class Explanation(Message, frozen=True, kw_only=True):
+    """Who answered a task, what they weighed, and why it was decided so.
+
+    Of a task that was not accepted it says who has it, and nothing of what they answered.
+    """
+
+    task_id: str
+    state: str
+    confidence: float
+    reached: float | None
+    kind: Kind | None
+    commitment: bytes
+    checked: bool
+    why: str
+    why_now: str
+    answers: list[ExplainedAnswer]
 
 
 # --- discovery: reports of jobs ------------------------------------------------------------------
@@ -350,6 +511,62 @@ class Jobs(Message, frozen=True, kw_only=True):
 
     server_time_s: float
     jobs: list[JobState]
+
+
+# --- discovery: transfers and statements ---------------------------------------------------------
+
+
+class Transfer(Message, frozen=True, kw_only=True):
+    """Sends credits to another account. What the account was given, or earned a moment ago, cannot be sent."""
+
+    to: Id
+    amount: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    note: Annotated[str, Meta(max_length=200)] = ""
+    idempotency_key: Annotated[str, Meta(min_length=8, max_length=64, pattern=r"^[\x21-\x7e]*$(?!\n)")]
+
+
+class Transferred(Message, frozen=True, kw_only=True):
+    """Credits were sent; what the sender has now, and may still send."""
+
+    to: str
+    amount: int
+    balance: int
+    transferable: int
+
+
+class StatementRow(Message, frozen=True, kw_only=True):
+    """What an account received and paid for one thing: of a job (`kind` ``job``) all of a day (UTC), else one movement.
+
+    `kind` is ``job``, ``start``, ``transfer``, ``mint``, ``burn`` or another word; `about` is a job's id or a note,
+    `other` the other account of a transfer. Times are Unix times of the first and the last movement.
+    """
+
+    serial: int
+    kind: str
+    about: str
+    other: str
+    received: int
+    paid: int
+    movements: int
+    first_s: float
+    last_s: float
+
+
+class Statement(Message, frozen=True, kw_only=True):
+    """What the calling account has, and its last rows, those begun last first.
+
+    `gift` and `unvested` are parts of the balance that cannot be sent. Movements are in the rows some seconds after
+    they happened: all up to `complete_until_s` are. `before` asks for the next page; null: there is none.
+    """
+
+    balance: int
+    escrow: int
+    gift: int
+    unvested: int
+    transferable: int
+    complete_until_s: float
+    rows: list[StatementRow]
+    before: int | None = None
 
 
 # --- worker --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Route:
             under the job's poll key (`ec262.protocol.polling`).
         problems: codes it may answer with, beside those every route may (`EVERYWHERE`).
         max_body_bytes: larger bodies are refused unread.
+        banned_too: whether a banned account may call it. Every other route that needs an account answers ``banned``.
     """
 
     name: str
@@ -41,6 +42,11 @@ class Route:
     problems: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 1024
     query: tuple[str, ...] = ()
+    banned_too: bool = False
+
+    def __post_init__(self) -> None:
+        if self.auth == "account" and self.party == "discovery" and not self.banned_too:
+            object.__setattr__(self, "problems", (*self.problems[:1], "banned", *self.problems[1:]))
 
 
 EVERYWHERE = (
@@ -56,11 +62,16 @@ ROUTES: tuple[Route, ...] = (
     Route("health", "discovery", "GET", "/v1/health", "none", None, m.Health, "Whether the service can do its work"),
     Route("credits", "discovery", "GET", "/v1/credits", "none", None, m.Credits, "All credits there are, added up"),
     Route("create_account", "discovery", "POST", "/v1/accounts", "none", m.CreateAccount, m.AccountCreated,
-          "Make an account with starting credits", _BODY),
+          "Make an account with starting credits",
+          ("registration-closed", "invitation-refused", "too-many", *_BODY)),
     Route("account", "discovery", "GET", "/v1/account", "account", None, m.AccountState,
-          "What the calling account has", ("unauthorized",)),
+          "What the calling account has", ("unauthorized",), banned_too=True),
+    Route("show_account", "discovery", "PUT", "/v1/account/name", "account", m.ShowAccount, m.AccountState,
+          "Be on the leaderboard under a name, or not be there", ("unauthorized", *_BODY)),
+    Route("leaderboard", "discovery", "GET", "/v1/leaderboard", "none", None, m.Leaderboard,
+          "Who earned most, of those who want to be seen"),
     Route("register_worker", "discovery", "POST", "/v1/workers", "account", m.RegisterWorker, m.WorkerRegistered,
-          "Enter the pool, or return to it", ("unauthorized", "forbidden", "conflict", *_BODY)),
+          "Enter the pool, or return to it", ("unauthorized", "forbidden", "too-many", "conflict", *_BODY)),
     Route("heartbeat", "discovery", "POST", "/v1/workers/<worker_id>/heartbeats", "account", m.Heartbeat,
           m.HeartbeatAnswer, "Stay in the pool; show receipts nobody settled",
           ("unauthorized", "unknown-worker", *_BODY), 32 * MEGABYTE),
@@ -72,10 +83,23 @@ ROUTES: tuple[Route, ...] = (
           ("unauthorized", "insufficient-credits", "conflict", *_BODY), 8 * MEGABYTE),
     Route("settle", "discovery", "POST", "/v1/settlements", "account", m.Settle, m.Settled,
           "Show receipts; get verdicts and result keys", ("unauthorized", "conflict", *_BODY), 32 * MEGABYTE),
+    Route("audit", "discovery", "POST", "/v1/audits", "account", m.AuditTasks, m.Audited,
+          "Ask whether accepted tasks still hold; close a job", ("unauthorized", "conflict", *_BODY)),
+    Route("dispute", "discovery", "POST", "/v1/disputes", "account", m.Dispute, m.Disputed,
+          "Show that a paid result is not what its worker committed itself to",
+          ("unauthorized", "insufficient-credits", "unknown-task", "conflict", *_BODY), 32 * MEGABYTE),
+    Route("explain", "discovery", "GET", "/v1/tasks/<task_id>/explanation", "account", None, m.Explanation,
+          "Who answered a task, what they weighed, and why it was decided so", ("unauthorized", "unknown-task")),
     Route("report_job", "discovery", "PUT", "/v1/jobs/<job_id>", "account", m.JobReport, m.JobReported,
           "Say how a job stands, for its own account to see", ("unauthorized", *_BODY)),
     Route("jobs", "discovery", "GET", "/v1/jobs", "account", None, m.Jobs,
           "How the calling account's jobs stand", ("unauthorized",)),
+    Route("statement", "discovery", "GET", "/v1/account/ledger", "account", None, m.Statement,
+          "What the calling account received and paid, and what it may send", ("unauthorized",),
+          query=("before", "limit"), banned_too=True),
+    Route("transfer", "discovery", "POST", "/v1/transfers", "account", m.Transfer, m.Transferred,
+          "Send credits to another account",
+          ("unauthorized", "insufficient-credits", "unknown-account", "conflict", *_BODY)),
     Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
     Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
           "Redeem tickets: run these tasks", ("ticket-refused", *_BODY), 64 * MEGABYTE),

@@ -25,6 +25,10 @@ class ReplicaState(StrEnum):
     """no receipt in time, or the worker started anew; the escrow went back"""
     RELEASED = "released"
     """reported, but nothing was decided; the escrow went back"""
+    COMPENSATED = "compensated"
+    """reported, but nothing was decided; the effort fee went to the worker, the rest of the escrow back"""
+    FORFEITED = "forfeited"
+    """was paid for other bytes than it had committed itself to; what had not vested of the pay went back"""
 
 
 class ReplicaEvent(StrEnum):
@@ -35,8 +39,11 @@ class ReplicaEvent(StrEnum):
     AGREED = "agreed"
     DISAGREED = "disagreed"
     LEFT_UNDECIDED = "left undecided"
+    EFFORT_OWED = "effort owed"
     FELL_DUE = "fell due"
     WORKER_RESTARTED = "worker restarted"
+    NEVER_PUSHED = "never pushed"
+    DISPUTE_LOST = "dispute lost"
 
 
 class TaskState(StrEnum):
@@ -45,7 +52,11 @@ class TaskState(StrEnum):
     LEASED = "leased"
     """replicas are out"""
     ACCEPTED = "accepted"
-    """a quorum agreed: keys are released for the grace period"""
+    """an answer counts: keys are released for the grace period"""
+    KEPT = "kept"
+    """accepted; the keys are destroyed, who answered what is remembered until the job closes"""
+    OVERTURNED = "overturned"
+    """was accepted, and is no longer believed: to be computed again"""
     UNDECIDED = "undecided"
     """no quorum and no further replica allowed or affordable"""
     EXPIRED = "expired"
@@ -57,11 +68,13 @@ class TaskState(StrEnum):
 class TaskEvent(StrEnum):
     """What can happen to a task."""
 
-    QUORUM_REACHED = "quorum reached"
+    BELIEVED = "believed"
     REPLICAS_ADDED = "replicas added"
     GAVE_UP = "gave up"
     ALL_FELL_DUE = "all fell due"
     GRACE_ENDED = "grace ended"
+    KEYS_DESTROYED = "keys destroyed"
+    NO_LONGER_BELIEVED = "no longer believed"
 
 
 R, RE, T, TE = ReplicaState, ReplicaEvent, TaskState, TaskEvent
@@ -74,15 +87,22 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicaState, ReplicaEvent], ReplicaState] = {
     (R.REPORTED, RE.AGREED): R.PAID,
     (R.REPORTED, RE.DISAGREED): R.DISSENTED,
     (R.REPORTED, RE.LEFT_UNDECIDED): R.RELEASED,
-    (R.REPORTED, RE.FELL_DUE): R.RELEASED,
+    (R.REPORTED, RE.EFFORT_OWED): R.COMPENSATED,
+    (R.OPEN, RE.NEVER_PUSHED): R.EXPIRED,
+    (R.PAID, RE.DISPUTE_LOST): R.FORFEITED,
 }
 
 TASK_TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {
     (T.LEASED, TE.REPLICAS_ADDED): T.LEASED,
-    (T.LEASED, TE.QUORUM_REACHED): T.ACCEPTED,
+    (T.LEASED, TE.BELIEVED): T.ACCEPTED,
     (T.LEASED, TE.GAVE_UP): T.UNDECIDED,
     (T.LEASED, TE.ALL_FELL_DUE): T.EXPIRED,
+    (T.ACCEPTED, TE.KEYS_DESTROYED): T.KEPT,
+    (T.ACCEPTED, TE.NO_LONGER_BELIEVED): T.OVERTURNED,
+    (T.KEPT, TE.NO_LONGER_BELIEVED): T.OVERTURNED,
     (T.ACCEPTED, TE.GRACE_ENDED): T.FORGOTTEN,
+    (T.KEPT, TE.GRACE_ENDED): T.FORGOTTEN,
+    (T.OVERTURNED, TE.GRACE_ENDED): T.FORGOTTEN,
     (T.UNDECIDED, TE.GRACE_ENDED): T.FORGOTTEN,
     (T.EXPIRED, TE.GRACE_ENDED): T.FORGOTTEN,
 }

@@ -145,6 +145,11 @@ class Holdings:
                 del self._sequences[old]
         return True
 
+    def was_pushed(self, lease_id: str) -> bool:
+        """Whether a foreman has pushed the lease; known until after its deadline."""
+        mark = hash(lease_id)
+        return any(mark in marks for marks in self._redeemed.values())
+
     # --- in ---
 
     def take(

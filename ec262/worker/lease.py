@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+import re
 import sys
 import time
 import uuid
@@ -28,6 +30,18 @@ log = logging.getLogger("ec262.worker")
 EARLY_HEARTBEAT_RECEIPTS = 10_000
 """So many receipts kept since the last heartbeat make the next one come early: its answer says which to forget."""
 _EARLIEST_S = 2.0
+
+
+_SAME_PLATFORM = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def platform_family(machine: str) -> str:
+    """The family of a processor by the name that the system has for it; empty where it has none.
+
+    Within one, IEEE 754 arithmetic gives the same bits; between them fused multiplications and libraries differ.
+    """
+    name = re.sub(r"[^a-z0-9_]", "_", machine.lower())[:16]
+    return _SAME_PLATFORM.get(name, name)
 
 
 class DiscoveryClock:
@@ -72,6 +86,10 @@ class Offer:
 class Registration:
     """Keeps the worker in the pool until it leaves.
 
+    Args:
+        was_pushed: whether a foreman has pushed a lease here. Discovery is told of open leases that none has, so that a
+            foreman cannot keep a worker from others for nothing.
+
     Attributes:
         standing: None until discovery has answered once; then the last it gave, which holds also while the worker
             registers again.
@@ -88,6 +106,7 @@ class Registration:
         clock: DiscoveryClock,
         offer: Offer,
         on_new_epoch: Callable[[], None],
+        was_pushed: Callable[[str], bool],
     ) -> None:
         self._settings = settings
         self._client = client
@@ -96,6 +115,8 @@ class Registration:
         self._clock = clock
         self._offer = offer
         self._on_new_epoch = on_new_epoch
+        self._was_pushed = was_pushed
+        self._open: list[str] = []
         self._boot_id = uuid.uuid4().hex
         self._worker_id = ""
         self._account: Account | None = None
@@ -204,7 +225,9 @@ class Registration:
             seal_receipts(standing.worker_key, ReceiptBundle(standing.worker_id, standing.epoch, bundle))
             for bundle in bundles
         ]
-        answer = self._client.heartbeat(standing.worker_id, m.Heartbeat(boot_id=self._boot_id, receipts=tokens))
+        unseen = [lease_id for lease_id in self._open if not self._was_pushed(lease_id)][: m.MAX_TASKS_A_REQUEST]
+        heartbeat = m.Heartbeat(boot_id=self._boot_id, receipts=tokens, unseen=unseen)
+        answer = self._client.heartbeat(standing.worker_id, heartbeat)
         answered_s = time.monotonic()
         if not bundles:  # recording receipts takes discovery a while, and then its time is not the middle's
             self._clock.learn(answer.server_time_s, asked_s, answered_s)
@@ -212,6 +235,7 @@ class Registration:
             log.log(EVENT, "showed discovery %d receipts that nobody settled", sum(map(len, bundles)))
             self._unsettled.mark_shown(bundles, answered_s)
         self._unsettled.settle(answer.open_leases, asked_s)
+        self._open = answer.open_leases
         self._note_earned(answer.earned)
 
     def _note_earned(self, earned: int) -> None:
@@ -236,6 +260,8 @@ class Registration:
             lane=self._offer.lane,
             layers=list(self._offer.layers),
             capabilities=list(self._offer.capabilities),
+            ask=self._settings.min_price,
+            platform=platform_family(platform.machine()),
         )
         asked_s = time.monotonic()
         try:
@@ -262,6 +288,7 @@ class Registration:
         self._registered = True
         if before is not None and (before.worker_key, before.epoch) != (answer.worker_key, answer.epoch):
             self._unsettled.clear()
+            self._open = []
             self._on_new_epoch()
 
     def _ensure_account(self) -> Account:

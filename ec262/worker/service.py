@@ -96,6 +96,7 @@ class Worker:
                 self._clock,
                 offer,
                 self._start_anew,
+                self.holdings.was_pushed,
             )
             self._runner = Runner(
                 *(settings, self._sandbox, self.holdings, self._unsettled),
@@ -228,6 +229,7 @@ def run_worker(
     host: str | None = None,
     slots: int | None = None,
     sandbox: Literal["native", "none"] | None = None,
+    min_price: int | None = None,
     allow_modules: tuple[str, ...] = (),
     data_dirs: Mapping[str, str] | None = None,
     executor: JobExecutor | None = None,
@@ -247,6 +249,7 @@ def run_worker(
         host: address to listen on; default: this machine alone where discovery is on it, else every address.
         slots: tasks at a time; default one a core.
         sandbox: ``native``, or ``none`` to run strangers' code unconfined.
+        min_price: compute only for foremen that pay so many times the usual price; default 1.
         allow_modules: modules that jobs may import beside the sandbox's own.
         data_dirs: shared storages that tasks may read here: name to directory or URL.
         executor: computes map tasks of programs that name it, with what is installed here.
@@ -265,6 +268,7 @@ def run_worker(
         host=host,
         slots=slots,
         sandbox=sandbox,
+        min_price=min_price,
         allow_modules=allow_modules or None,
         data_dirs=tuple(data_dirs.items()) if data_dirs else None,
     )

@@ -1,5 +1,4 @@
-"""A job at the level of the engine, also as a program of its own that kills itself: ``python -m`` with URL, directory
-and the point at which it is to die."""
+"""A job at the level of the engine, also for a process of its own that kills itself."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import json
 import os
 import pickle
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,6 +41,14 @@ def total(key: int, values: list[int]) -> int:
 
 
 EXPECTED = {rest: sum(n for n in range(MAPS) if n % 4 == rest) for rest in range(4)}
+DYING = {
+    "asked": ("asked", False),
+    "noting": ("leased", False),
+    "noted": ("answered", False),
+    "sent": ("pushed", True),
+    "start": ("pushed", False),
+}
+"""What the journal was told last by a foreman that dies at that point, and whether it dies before that is noted."""
 
 
 class CountingClient(DiscoveryClient):
@@ -149,7 +155,7 @@ class EngineJob:
 
 
 def main(url: str, directory: str, point: str) -> None:
-    """Runs the job with a journal; dies at `point`."""
+    """Runs the job with a journal in a directory; the process dies at `point`, empty for none."""
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -167,19 +173,26 @@ def main(url: str, directory: str, point: str) -> None:
         kept=Path(directory) / "kept",
         journal=Path(directory) / "journal",
     )
-    if point == "start":
-        assert job.journal is not None
-        noted = job.journal.pushed
+    assert job.journal is not None
+    if point == "answered":
+        client = job.client
 
-        def pushed(lease_ids: list[str]) -> None:
-            noted(lease_ids)
+        def lease_tasks(body: m.LeaseTasks) -> m.Leased:
+            if CountingClient.lease_tasks(client, body).tasks:
+                die()  # discovery has leased them, and nobody has noted that
+            raise AssertionError("there are workers")
+
+        client.lease_tasks = lease_tasks  # type: ignore[method-assign]
+    elif point in DYING:
+        name, before = DYING[point]
+        noted = getattr(job.journal, name)
+
+        def dying(*arguments: object) -> None:
+            if not before:
+                noted(*arguments)
             die()
 
-        job.journal.pushed = pushed  # type: ignore[method-assign]
+        setattr(job.journal, name, dying)
     result = job.run()
     assert job.facts is not None
     print(json.dumps({"result": sorted(result.items()), "spent": job.facts.credits_spent, "job": job.engine.job_id}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -23,6 +23,7 @@ import pytest
 from ec262.errors import EC262Error, JobFailed, NoWorkers
 from ec262.foreman.engine import Engine
 from ec262.foreman.payloads import input_digest
+from ec262.foreman.repeating import ASK_AGAIN_S
 from ec262.foreman.schedule import Task
 from ec262.foreman.session import CreditLimitReached
 from ec262.mapreduce.program import Program, map_header
@@ -354,11 +355,19 @@ def child(network: Network, directory: Path, point: str) -> subprocess.Completed
     """A foreman in a process of its own."""
     directory.mkdir(exist_ok=True)
     environment = {**os.environ, "EC262_HOME": str(network.directory / "foreman"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.acceptance.engine_job", network.url, str(directory), point]
+    # Not as a program: its functions would be another module's, and its tasks not those of a job in this process.
+    call = "import sys; from tests.acceptance.engine_job import main; main(*sys.argv[1:])"
+    command = [sys.executable, "-c", call, network.url, str(directory), point]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("points", [["start"], ["map"], ["reduce"], ["start", "map", "reduce"]])
+@pytest.mark.parametrize(
+    "points",
+    [
+        *(["asked"], ["answered"], ["noting"], ["noted"], ["sent"], ["start"], ["map"], ["reduce"]),
+        *(["start", "map", "reduce"], ["asked", "answered", "answered", "noting", "sent", "answered"]),
+    ],
+)
 def test_a_foreman_that_was_killed_goes_on_and_pays_once(
     make_network: MakeNetwork, tmp_path: Path, points: list[str]
 ) -> None:
@@ -368,14 +377,61 @@ def test_a_foreman_that_was_killed_goes_on_and_pays_once(
     for point in points:
         killed = child(network, tmp_path / "job", point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    if points == ["start"]:
+    if not {"map", "reduce"} & set(points):
         assert spent(network) == 0, "it was killed before it had results"
     ended = child(network, tmp_path / "job", "")
     assert ended.returncode == 0, ended.stderr.decode()
     said = json.loads(ended.stdout)
     assert dict(said["result"]) == EXPECTED
     assert said["spent"] == spent(network) == MAPS + PARTITIONS, "each task was paid for once"
+    # No deadline has passed yet: what was leased and never used would still be in escrow.
+    assert network.account("foreman")["escrow"] == 0, "what was leased before a kill was used, or given back"
     audit(network)
+
+
+@pytest.mark.parametrize("point", ["answered", "noting"])
+@pytest.mark.parametrize("once", [False, True])
+def test_leases_that_nobody_was_sent_are_asked_for_again(
+    make_network: MakeNetwork, tmp_path: Path, point: str, once: bool
+) -> None:
+    """No lease is bought twice; also where nothing may run twice, as it is certain that none has run."""
+    network = make_network()
+    network.worker()
+    killed = child(network, tmp_path, point)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    leased = int(str(network.account("foreman")["escrow"]))
+    assert leased > 0
+
+    def make() -> EngineJob:
+        policy = Policy(backup_tasks=False, max_retries=0 if once else 2)
+        return EngineJob(network.url, policy, kept=tmp_path / "kept", journal=tmp_path / "journal")
+
+    run = Run(make)
+    job = run.wait()
+    assert run.result == EXPECTED
+    assert set(job.client.leases.values()) == {1}, "by this foreman, those of before included"
+    assert spent(network) == MAPS + PARTITIONS
+    assert network.account("foreman")["escrow"] == 0
+    audit(network)
+
+
+def test_a_request_of_long_ago_is_not_asked_again(
+    make_network: MakeNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Discovery would take it for a new one: its tasks are leased as any, and their escrow comes back in time."""
+    network = make_network()
+    network.worker()
+    assert child(network, tmp_path, "answered").returncode == -signal.SIGKILL
+    leased = network.account("foreman")["escrow"]
+    later = time.time() + ASK_AGAIN_S + 1
+    monkeypatch.setattr("ec262.foreman.repeating.time.time", lambda: later)
+    run = Run(
+        lambda: EngineJob(network.url, Policy(backup_tasks=False), kept=tmp_path / "kept", journal=tmp_path / "journal")
+    )
+    run.wait()
+    assert run.result == EXPECTED
+    assert spent(network) == MAPS + PARTITIONS
+    assert network.account("foreman")["escrow"] == leased
 
 
 def test_a_failure_is_a_failure_also_after_a_kill(make_network: MakeNetwork, tmp_path: Path) -> None:

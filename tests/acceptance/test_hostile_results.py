@@ -160,7 +160,7 @@ def test_a_journal_on_a_full_disk_is_named_and_says_no_more(tmp_path: Path) -> N
     try:
         with pytest.raises(ec262.SetupError, match=r"journal.*cannot be used.*another checkpoint directory"):
             journal.keys(b"k" * 1000, b"")
-        journal.paid(1, [("1.0", "w")])  # the job ends of the first
+        journal.paid([("1.0", "w", 1)])  # the job ends of the first
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     journal.close()
@@ -174,7 +174,7 @@ def test_a_full_disk_when_the_journal_is_written_anew(tmp_path: Path) -> None:
     journal = Journal(path)
     journal.begun("ab" * 16)
     for number in range(50):
-        journal.leased(("map", number, bytes(32)), f"{number:024}", b"k" * 32, (0, 0), 1, [(f"{number:024}.0", "w")])
+        journal.leased(("map", number, bytes(32)), f"{number:024}", b"k" * 32, (0, 0), [(f"{number:024}.0", "w", 1)])
     journal.over(f"{0:024}")
     journal.close()
     size = path.stat().st_size

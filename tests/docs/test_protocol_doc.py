@@ -104,9 +104,11 @@ def test_replica_states_and_transitions() -> None:
     assert written == {(str(state), str(event)): str(to) for (state, event), to in REPLICA_TRANSITIONS.items()}
     for row in rows:
         target = ReplicaState(code(row["To"]))
-        expected = (
-            "stay in escrow" if target in HOLDS_ESCROW else "to the worker" if target is ReplicaState.PAID else "back"
-        )
+        expected = {
+            ReplicaState.PAID: "to the worker",
+            ReplicaState.COMPENSATED: "half to the worker, half back",
+            ReplicaState.FORFEITED: "back, unless they have vested",
+        }.get(target, "stay in escrow" if target in HOLDS_ESCROW else "back")
         assert row["Credits"] == expected
 
 

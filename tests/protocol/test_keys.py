@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from ec262.protocol.keys import (
     Label,
+    TaskKeys,
     derive,
+    extract,
     hkdf_sha256,
     input_key,
     poll_key,
@@ -122,7 +124,14 @@ def test_golden_keys() -> None:
     task = task_key(master, b"n" * 16, "t" * 24)
     assert worker_key(master, "w" * 16, 1).hex() == "c2353166bbf4f0bb8f1e15d738fb242610c9ab39b8fd61d2a3c76adbc38dafb7"
     assert task.hex() == "e64c2f09f1be53d42f3013117f60ef6e1f50815887cee130a3a5d84aca409c27"
-    assert input_key(task).hex() == "4ff08675f1b384a20d25311d74fa3b19ae20a0446a8b51fd7683c97db3209e73"
-    assert result_key(task, "t.0").hex() == "b9e340c81dc78f70694f8ce33f675f839a6dcef93b616e74eb4102845b246350"
+    assert input_key(task).hex() == "bc6d111df19a7712cc32245864d0a9c74e3691e3a4a249d0dcfca69a9dc6d3dc"
+    assert result_key(task, "t.0").hex() == "d1a3426f6524cd571d45148de620dc7437ebe67aef3ba10082e3f5e03afbe626"
     assert program_key(master, "a", "j").hex() == "ab6a8cb63b9f15198a5ca5c6985dfa76a61924f2c2c41bef0c5872c05c49b6b2"
     assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
+
+
+def test_the_keys_of_a_task_made_together_are_those_made_singly() -> None:
+    together = TaskKeys(extract(b"m" * 32), b"n" * 16, "t" * 24)
+    task = task_key(b"m" * 32, b"n" * 16, "t" * 24)
+    assert together.input() == input_key(task)
+    assert together.result("t.0") == result_key(task, "t.0")

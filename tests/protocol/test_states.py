@@ -27,7 +27,9 @@ ENDS_ESCROW = {
     ReplicaState.REFUSED,
     ReplicaState.EXPIRED,
     ReplicaState.RELEASED,
+    ReplicaState.COMPENSATED,
 }
+"""The one way on from any of them is that of pay to `FORFEITED`, by a lost dispute: no escrow is left then."""
 
 
 def reachable(start: S, table: Mapping[tuple[S, E], S]) -> set[S]:
@@ -56,14 +58,16 @@ def test_every_event_happens_somewhere() -> None:
 
 
 def test_final_states() -> None:
-    assert final(ReplicaState, REPLICA_TRANSITIONS) == ENDS_ESCROW
+    assert final(ReplicaState, REPLICA_TRANSITIONS) == ENDS_ESCROW - {ReplicaState.PAID} | {ReplicaState.FORFEITED}
     assert final(TaskState, TASK_TRANSITIONS) == {TaskState.FORGOTTEN}
 
 
 def test_escrow_is_held_exactly_where_something_can_still_happen() -> None:
     """A state that holds escrow leads to a payment or a refund; one that does not is final: no escrow ends twice."""
-    assert set(HOLDS_ESCROW) == {source for source, _ in REPLICA_TRANSITIONS}
-    assert set(HOLDS_ESCROW) == set(ReplicaState) - ENDS_ESCROW
+    assert set(HOLDS_ESCROW) == {source for source, _ in REPLICA_TRANSITIONS} - {ReplicaState.PAID}
+    assert set(HOLDS_ESCROW) == set(ReplicaState) - ENDS_ESCROW - {ReplicaState.FORFEITED}
+    after_pay = {event for source, event in REPLICA_TRANSITIONS if source is ReplicaState.PAID}
+    assert after_pay == {ReplicaEvent.DISPUTE_LOST}
     for state in HOLDS_ESCROW:
         assert reachable(state, REPLICA_TRANSITIONS) & ENDS_ESCROW
 
@@ -87,8 +91,10 @@ def test_only_agreement_pays() -> None:
 
 
 def test_time_ends_every_replica_and_every_task() -> None:
-    for state in HOLDS_ESCROW:
-        assert (state, ReplicaEvent.FELL_DUE) in REPLICA_TRANSITIONS
+    assert (ReplicaState.OPEN, ReplicaEvent.FELL_DUE) in REPLICA_TRANSITIONS
+    # What was reported is decided when nothing more can come: with a verdict, or with none and the effort fee.
+    for event in (ReplicaEvent.LEFT_UNDECIDED, ReplicaEvent.EFFORT_OWED):
+        assert (ReplicaState.REPORTED, event) in REPLICA_TRANSITIONS
     for task_state in TaskState:
         assert TaskState.FORGOTTEN in reachable(task_state, TASK_TRANSITIONS)
 

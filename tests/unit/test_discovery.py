@@ -675,6 +675,7 @@ def test_a_store_that_does_not_answer_is_a_503(discovery: Discovery, monkeypatch
     caller = Caller(discovery)
     dead = Store("redis://127.0.0.1:1/0")
     monkeypatch.setattr(discovery.store, "_redis", dead._redis)
+    monkeypatch.setattr(discovery.store.accounts, "_redis", dead._redis)
     for path in ("/v1/health", "/", "/v1/account"):
         response = caller.raw("GET", path)
         assert response.status_code == 503

@@ -56,15 +56,20 @@ ALLOWED: dict[str, set[str]] = {
 # Inside discovery a module imports only what stands before it: first what is decided without I/O, then the store,
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
-    *("settings", "records", "verdict", "matching", "tasks", "store.server", "store.store", "keyring", "ledger"),
-    *("registry", "leasing", "settlement", "jobs", "openapi", "api", "app", "service", "__main__"),
+    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
+    *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
+    *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
+    *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
+    *("store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
+    *("app", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
 FOREMAN_ORDER = [
-    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "journal", "session", "polling"),
-    *("pushing", "settling", "resuming", "leasing", "watching", "engine", "differences", "sample", "original"),
-    "rehearsal",
+    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "unsent", "accepted", "journal"),
+    *("session", "auditing", "polling", "pushing", "repeating", "settling", "resuming", "leasing", "watching"),
+    *("engine", "differences", "sample", "original", "rehearsal"),
 ]
 JOBS_ORDER = ["report", "checkpoint", "sampling", "plan", "driver", "job", "run"]
 
@@ -73,8 +78,10 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 
 # What decides, decides without I/O and without a clock.
 PURE = [
+    *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
+    *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
-    *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse"),
+    *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discovery.matching import assign, neighbourhood
+from discovery.addresses import neighbourhood
+from discovery.matching import assign, newcomers_of
 from discovery.records import WorkerRecord
 from discovery.settings import Distinct
 
@@ -142,3 +143,77 @@ def test_a_choice_that_leaves_nobody_for_the_rest_is_taken_back() -> None:
     ]
     (chosen,) = assign(workers, tasks=1, replicas=2, distinct="account,address", chance=random.Random(1))
     assert {worker.worker_id for worker in chosen} == {"y", "z"}
+
+
+# --- who is believed, and what it asks ------------------------------------------------------------
+
+
+def established_worker(number: int, **fields: object) -> WorkerRecord:
+    return worker(number, verified=100_000, **fields)
+
+
+def firsts(pool: list[WorkerRecord], draws: int = 300) -> Counter[int]:
+    """How often each worker comes first."""
+    return Counter(
+        assign(pool, tasks=1, replicas=1, distinct="none", chance=random.Random(seed))[0][0].port - 1000
+        for seed in range(draws)
+    )
+
+
+def test_of_workers_believed_alike_the_cheapest_comes_first() -> None:
+    pool = [worker(1, ask=3), worker(2, ask=1), worker(3, ask=2)]
+    assert firsts(pool) == {2: 300}
+    (group,) = assign(pool, tasks=1, replicas=3, distinct="account", chance=random.Random(1))
+    assert [each.ask for each in group] == [1, 2, 3]
+
+
+def test_of_equally_cheap_workers_chance_decides() -> None:
+    pool = [worker(number, ask=1 + (number > 3)) for number in range(1, 7)]
+    counts = firsts(pool)
+    assert set(counts) == {1, 2, 3}
+    assert min(counts.values()) > 60  # each about 100 times, standard deviation 8
+
+
+def test_a_low_price_does_not_bring_a_newcomer_before_the_established() -> None:
+    """Else new identities that work for nothing would get all the work."""
+    cheap = [worker(number) for number in (1, 2)]
+    dear = [established_worker(number, ask=2) for number in (3, 4)]
+    counts = firsts([*cheap, *dear], draws=600)
+    assert set(counts) == {1, 2, 3, 4}
+    assert abs(counts[1] + counts[2] - 300) < 75  # as by chance: six standard deviations
+
+
+def test_load_comes_before_price() -> None:
+    pool = [worker(1, ask=1, used=1), worker(2, ask=5)]
+    groups = assign(pool, tasks=3, replicas=1, distinct="none", chance=random.Random(1))
+    assert [group[0].port for group in groups] == [1002, 1001, 1002]
+
+
+def test_newcomers_are_told_apart_once_half_are_established() -> None:
+    old = [established_worker(number) for number in range(3)]
+    new = [worker(number) for number in range(3, 7)]
+    assert newcomers_of([*old, *new]) == frozenset()
+    assert newcomers_of([*old, *new[:3]]) == {each.worker_id for each in new[:3]}
+    assert newcomers_of([]) == frozenset()
+    auditor = worker(8, auditor=True)
+    doubted = established_worker(9, doubts=90_000)
+    assert newcomers_of([*old, auditor, doubted]) == {doubted.worker_id}
+
+
+@QUICK
+@given(pools(), st.integers(1, 4), st.integers(0, 9))
+def test_a_task_has_one_newcomer_at_most(pool: list[WorkerRecord], replicas: int, seed: int) -> None:
+    newcomers = {each.worker_id for each in pool[::2]}
+    for exclude in ([], pool[:1]):
+        groups = assign(
+            pool, tasks=5, replicas=replicas, distinct="none", chance=random.Random(seed), exclude=exclude,
+            newcomers=newcomers,
+        )  # fmt: skip
+        for group in groups:
+            assert sum(each.worker_id in newcomers for each in [*group, *exclude]) <= 1
+
+
+def test_who_takes_leases_and_returns_nothing_gets_a_smaller_share() -> None:
+    pool = [worker(1, capacity=64, share=16), worker(2, capacity=64)]
+    groups = assign(pool, tasks=200, replicas=1, distinct="none", chance=random.Random(1))
+    assert Counter(group[0].port for group in groups) == {1001: 4, 1002: 64}

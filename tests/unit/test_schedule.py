@@ -531,9 +531,9 @@ def test_a_worker_that_does_not_answer_is_left_alone_for_longer_each_time() -> N
 def test_a_limit_counts_what_is_spent_in_escrow_and_put_aside() -> None:
     purse = Purse(10, 2)
     assert purse.affordable(1, 100) == 5
-    purse.leased("a.0", 100.0)
-    purse.leased("a.0", 100.0)
-    purse.leased("b.0", 100.0)
+    purse.leased("a.0", 2, 100.0)
+    purse.leased("a.0", 2, 100.0)
+    purse.leased("b.0", 2, 100.0)
     assert (purse.escrow, purse.affordable(1, 100)) == (4, 3)
     assert purse.paid("a.0", "w") == 2
     assert purse.paid("a.0", "w") == 0
@@ -551,8 +551,22 @@ def test_a_limit_counts_what_is_spent_in_escrow_and_put_aside() -> None:
 
 def test_escrow_comes_back_with_time() -> None:
     purse = Purse(4, 1)
-    purse.leased("a.0", 100.0)
-    purse.leased("b.0", 200.0)
+    purse.leased("a.0", 1, 100.0)
+    purse.leased("b.0", 1, 200.0)
     purse.sweep(100.0 + ESCROW_AFTER_S + 1)
     assert purse.escrow == 1
     assert purse.paid("a.0", "w") == 0
+
+
+def test_replicas_cost_what_each_of_them_costs() -> None:
+    purse = Purse(20, 5)  # the most a replica may cost
+    purse.leased("a.0", 2, 100.0)
+    purse.leased("a.1", 5, 100.0)
+    assert (purse.escrow, purse.left) == (7, 13)
+    assert purse.affordable(1, 100) == 2, "further ones may cost the most"
+    assert purse.paid("a.0", "w") == 2
+    assert purse.paid("a.1", "v") == 5
+    assert (purse.spent, purse.earned) == (7, {"w": 2, "v": 5})
+    purse.took_back("w", 2)
+    purse.took_back("v", -1)
+    assert (purse.spent, purse.earned, purse.left) == (6, {"w": 0, "v": 6}, 14)

@@ -219,3 +219,43 @@ def test_a_file_that_somebody_cut_is_noticed(tmp_path: Path) -> None:
         os.truncate(path, 100)
         with pytest.raises(SetupError, match="cut short"):
             spool.row(7)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_a_result_may_take_the_place_of_another(limit: int | None) -> None:
+    memory = Memory(limit)
+    with fill(Spool(memory)) as spool:
+        spool.put(4, [b"new", b"\1" * 500, b""], {"good lines": 1}, b"tag4", instead=True)
+        assert spool.row(4) == [b"new", b"\1" * 500, b""]
+        assert spool.counts() == {"bad lines": 1, "good lines": 1, "wörter": 10**20}
+        assert spool.counts_of(4) == {"good lines": 1}
+        assert len(spool) == len(ROWS)
+        spool.drop(7)
+        assert 7 not in spool
+        assert spool.counts() == {"good lines": 1}
+        assert spool.column(0) == [b"a", b"new"]
+        spool.put(7, [b"x", b"", b""])
+        assert spool.column(0) == [b"a", b"new", b"x"]
+    assert memory.held == 0
+
+
+def test_what_took_a_place_has_it_after_a_kill(tmp_path: Path) -> None:
+    """Rows are only ever added to the file: the last one of a task counts, or that it was dropped."""
+    path = tmp_path / "spool"
+    spool = fill(Spool(Memory(None), path))
+    spool.put(2, [b"", b"", b""], failed=("map task 2", "why"), instead=True)
+    spool.put(2, [b"A", b"B", b"C"], instead=True)
+    spool.put(4, [b"new", b"", b""], {"good lines": 1}, b"tag4", instead=True)
+    spool.drop(7)
+    os.close(os.dup(spool._file))  # nothing is closed in order: the process is gone
+    with Spool(Memory(None), path) as again:
+        assert again.numbers() == [0, 2, 4]
+        assert again.row(2) == [b"A", b"B", b"C"]
+        assert again.failed() == {}
+        assert again.row(4) == [b"new", b"", b""]
+        assert again.counts() == {"good lines": 1}
+        assert again.tag_of(4) == b"tag4".ljust(16, b"\0")
+        again.put(7, [b"x", b"y", b"z"])
+    with Spool(Memory(None), path) as again:
+        assert again.row(7) == [b"x", b"y", b"z"]
+    spool.close()

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from discovery.credibility import Noise, Standing, Tally
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.tasks import (
+    NEVER,
     Changes,
-    Grace,
+    Terms,
+    View,
     accept,
     add_replicas,
     expire_replicas,
     fall_due,
     give_up,
+    hear,
+    lose_dispute,
     next_due,
+    overturn,
+    reconsider,
     record_receipt,
+    refuse_dispute,
+    release_unpushed,
+    settled_answers,
     verdict_on,
 )
 from discovery.verdict import Accepted, More, Pending, Undecided
@@ -26,50 +37,75 @@ from ec262.protocol.credits import price_of
 from ec262.protocol.receipts import Kind, Receipt
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
 
-GRACE = Grace(late_ms=60_000, settled_ms=600_000)
+TERMS = Terms(late_ms=60_000, settled_ms=600_000)
 FOREMAN = "f" * 32
+JOB_ID = "1" * 32
 TASK_ID = "0123456789abcdef01234567"
 ANSWERS = [b"a" * 32, b"b" * 32, b"c" * 32]
 
 
-def worker(number: int) -> WorkerRecord:
-    return WorkerRecord(f"{number:032x}", f"{number % 4 + 1:032x}", "10.0.0.1", 1, 1, 1, 0, 9)
+def worker(number: int, ask: int = 1) -> WorkerRecord:
+    return WorkerRecord(f"{number:032x}", f"{number % 4 + 1:032x}", "10.0.0.1", 1, 1, 1, 0, 9, ask=ask)
+
+
+def known(**standings: Standing) -> View:
+    """A foreman's view: of workers that nobody knows, but for those named by ``w<number>``."""
+    return View("p" * 32, {worker(int(name[1:])).worker_id: each for name, each in standings.items()}, secret=b"s" * 32)
+
+
+STRANGERS = known()
 
 
 class Life:
     """One task, everything that happened to it, and the books of it."""
 
-    def __init__(self, *, price: int, redundancy: int, quorum: int, most: int) -> None:
+    def __init__(
+        self,
+        *,
+        price: int = 1,
+        redundancy: int = 1,
+        quorum: int = 1,
+        most: int = 9,
+        confidence: float = 0.0,
+        view: View = STRANGERS,
+        terms: Terms = TERMS,
+    ) -> None:
         self.now_ms = 1_000_000
         self.changes = Changes()
         self.redundancy = redundancy
+        self.view = view
+        self.terms = terms
         self.task = TaskRecord(
-            *(TASK_ID, FOREMAN, "j" * 32, 0, TaskState.LEASED, self.now_ms, b"n" * 16, 1, b"d" * 32, 60.0, 300.0),
+            *(TASK_ID, FOREMAN, JOB_ID, 0, TaskState.LEASED, self.now_ms, b"n" * 16, 1, b"d" * 32, 60.0, 300.0),
             *(price, redundancy, quorum, most, "native/3.11", []),
+            confidence=confidence,
+            offer=9,
         )
         self.add(redundancy)
 
-    def add(self, count: int) -> None:
+    def add(self, count: int, ask: int = 1) -> None:
         have = len(self.task.replicas)
-        add_replicas(self.task, [worker(have + more) for more in range(count)], self.now_ms, self.changes)
+        add_replicas(self.task, [worker(have + more, ask) for more in range(count)], self.now_ms, self.changes)
 
     def report(self, number: int, kind: Kind, answer: bytes, *, epoch: int = 1, other: bool = False) -> str:
         worker_id = worker(number + 1 if other else number).worker_id
         receipt = Receipt(f"{TASK_ID}.{number}", kind, answer, [], 1.0)
-        return record_receipt(self.task, number, worker_id, epoch, receipt, self.changes)
+        return record_receipt(
+            self.task, number, worker_id, epoch, receipt, self.now_ms, self.terms, self.view, self.changes
+        )
 
     def decide(self) -> None:
         if self.task.state is not TaskState.LEASED:
             return
-        verdict = verdict_on(self.task)
+        verdict = verdict_on(self.task, self.view)
         if isinstance(verdict, Accepted):
-            accept(self.task, verdict, self.now_ms, GRACE, self.changes)
+            accept(self.task, verdict, self.now_ms, self.terms, self.view, self.changes)
         elif isinstance(verdict, Undecided):
-            give_up(self.task, self.now_ms, GRACE, self.changes)
+            give_up(self.task, self.now_ms, self.terms, self.view, self.changes)
 
     def pass_time(self, ms: int) -> None:
         self.now_ms += ms
-        fall_due(self.task, self.now_ms, GRACE, self.changes)
+        fall_due(self.task, self.now_ms, self.terms, self.changes)
 
     def state_of(self, number: int) -> ReplicaState:
         return self.task.replicas[number].state
@@ -78,7 +114,7 @@ class Life:
         return self.task.state
 
     def check(self) -> None:
-        task, escrow = self.task, f"escrow:{TASK_ID}"
+        task, escrow, foreman = self.task, f"escrow:{TASK_ID}", f"account:{FOREMAN}"
         put_in = sum(amount for _, target, amount in self.changes.moves if target == escrow)
         out: defaultdict[str, int] = defaultdict(int)
         for source, target, amount in self.changes.moves:
@@ -87,23 +123,35 @@ class Life:
             if source == escrow:
                 out[target] += amount
             else:
-                assert source == f"account:{FOREMAN}"
-        states = Counter(replica.state for replica in task.replicas)
-        held = sum(states[state] for state in HOLDS_ESCROW)
-        # Escrow in = paid + refunded + held, with each replica in just one of the three.
-        assert put_in == task.price * len(task.replicas)
-        assert put_in - sum(out.values()) == task.price * held
-        assert out.pop(f"account:{FOREMAN}", 0) == task.price * (len(task.replicas) - held - states[ReplicaState.PAID])
-        paid = Counter(replica.worker_account for replica in task.replicas if replica.state is ReplicaState.PAID)
-        assert dict(out) == {f"account:{account}": task.price * count for account, count in paid.items()}
+                assert source == foreman
+        held = sum(replica.price for replica in task.replicas if replica.state in HOLDS_ESCROW)
+        # Escrow in = paid + refunded + burnt + held, with each replica's price in just one of them, or halved.
+        assert put_in == sum(replica.price for replica in task.replicas)
+        assert put_in - sum(out.values()) == held
+        paid: Counter[str] = Counter()
+        for replica in task.replicas:
+            if replica.state is ReplicaState.PAID:
+                paid[f"account:{replica.worker_account}"] += replica.price
+            elif replica.state is ReplicaState.COMPENSATED:
+                paid[f"account:{replica.worker_account}"] += (replica.price + 1) // 2
+        burnt = out.pop("burn", 0)
+        assert out.pop(foreman, 0) == put_in - held - paid.total() - burnt
+        assert dict(out) == dict(paid)
         # Counters say the same as the movements.
-        assert self.changes.counts[f"account:{FOREMAN}", "escrow"] == task.price * held
-        assert self.changes.counts[f"account:{FOREMAN}", "spent"] == task.price * states[ReplicaState.PAID]
-        for account, count in paid.items():
-            assert self.changes.counts[f"account:{account}", "earned"] == task.price * count
+        assert self.changes.counts[foreman, "escrow"] == held
+        assert self.changes.counts[foreman, "spent"] == paid.total() + burnt
+        for account, amount in paid.items():
+            assert self.changes.counts[account, "earned"] == amount
+        # What may not be spent yet is what was earned.
+        if self.terms.vesting_ms:
+            vesting: Counter[str] = Counter()
+            for (account, _), amount in self.changes.vesting.items():
+                vesting[f"account:{account}"] += amount
+            assert vesting == paid
         # A slot is given back once, with the escrow.
         freed = [lease for leases in self.changes.frees.values() for lease in leases]
-        assert len(freed) == len(set(freed)) == len(task.replicas) - held
+        waiting = sum(1 for replica in task.replicas if replica.state in HOLDS_ESCROW)
+        assert len(freed) == len(set(freed)) == len(task.replicas) - waiting
         # No pay without agreement, and nobody who disagreed keeps waiting.
         for replica in task.replicas:
             if replica.state is ReplicaState.PAID:
@@ -111,14 +159,31 @@ class Life:
                 assert (replica.kind, replica.commitment) == (task.kind, task.commitment)
             if task.state is not TaskState.LEASED:
                 assert replica.state is not ReplicaState.REPORTED
-        if task.state is not TaskState.ACCEPTED and task.kind is None:
-            assert states[ReplicaState.PAID] == 0
-        # The sweep always has a next time, until the record is forgotten.
-        assert (next_due(task, GRACE) is None) == (task.state is TaskState.FORGOTTEN)
+        if task.kind is None:
+            assert not any(replica.state is ReplicaState.PAID for replica in task.replicas)
+        # What the task taught is what its replicas remember that it taught; and nobody learns of himself.
+        learned: defaultdict[str, Tally] = defaultdict(Tally)
+        for replica in (*task.heard, *task.replicas):
+            gained = Tally(replica.verified, replica.doubts, replica.words)
+            learned[replica.worker_id] = learned[replica.worker_id].plus(gained)
+        for (worker_id, _), tally in self.changes.lessons.items():
+            assert tally == learned.get(worker_id, Tally())
+        assert all(tally == Tally() or (w, self.view.party) in self.changes.lessons for w, tally in learned.items())
+        # The sweep always has a next time, until the record is forgotten, or kept for its job.
+        due_ms = next_due(task, self.terms)
+        assert (due_ms is None) == (task.state is TaskState.FORGOTTEN)
+        if due_ms == NEVER:
+            assert (task.keep, task.nonce, held) == (True, b"", 0)
         if task.state is TaskState.FORGOTTEN:
             assert held == 0
 
 
+def banning(view: View, number: int) -> View:
+    """The same once a worker was banned."""
+    return replace(view, standings={**view.standings, worker(number).worker_id: Standing(banned=True)})
+
+
+STANDINGS = [Standing(), Standing(verified=50.0), Standing(verified=3.0, doubts=1.0), Standing(auditor=True)]
 numbers = st.integers(0, 9)
 events = st.one_of(
     st.tuples(st.just("report"), numbers, st.sampled_from(Kind), st.sampled_from(ANSWERS)),
@@ -128,17 +193,42 @@ events = st.one_of(
     st.tuples(st.just("decide")),
     st.tuples(st.just("lose"), numbers),
     st.tuples(st.just("restart"), numbers),
-    st.tuples(st.just("add"), st.integers(1, 3)),
+    st.tuples(st.just("add"), st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.just("unseen"), numbers),
+    st.tuples(st.just("reconsider"), numbers),
+    st.tuples(st.just("overturn")),
+    st.tuples(st.just("close")),
     st.tuples(st.just("time"), st.sampled_from([0, 1000, 299_000, 60_000, 361_000, 600_000])),
 )
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(events, max_size=25), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 4))
+@given(
+    st.lists(events, max_size=25),
+    *(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 4)),
+    st.sampled_from([0.0, 0.0, 0.7, 0.99]),
+    st.lists(st.sampled_from(STANDINGS), max_size=6),
+    st.sampled_from([0, 600_000]),
+)
 def test_any_life_conserves_credits(
-    happens: list[tuple[object, ...]], price: int, redundancy: int, quorum: int, more: int
+    happens: list[tuple[object, ...]],
+    price: int,
+    redundancy: int,
+    quorum: int,
+    more: int,
+    confidence: float,
+    standings: list[Standing],
+    vesting_ms: int,
 ) -> None:
-    life = Life(price=price, redundancy=redundancy, quorum=quorum, most=max(redundancy, quorum) + more)
+    life = Life(
+        price=price,
+        redundancy=redundancy,
+        quorum=quorum,
+        most=max(redundancy, quorum) + more,
+        confidence=confidence,
+        view=known(**{f"w{number}": each for number, each in enumerate(standings)}),
+        terms=replace(TERMS, vesting_ms=vesting_ms),
+    )
     life.check()
     for event in happens:
         if life.task.state is TaskState.FORGOTTEN:
@@ -160,14 +250,26 @@ def test_any_life_conserves_credits(
                 life.task.replicas[number].lost = True
             case ("restart", int(number)) if number < len(life.task.replicas):
                 expire_replicas(life.task, [number], life.changes)
-            case ("add", int(count)) if life.task.state is TaskState.LEASED:
-                life.add(count)
+            case ("add", int(count), int(ask)) if life.task.state is TaskState.LEASED:
+                life.add(count, ask)
+            case ("unseen", int(number)):
+                release_unpushed(
+                    *(life.task, number, worker(number).worker_id, life.now_ms, life.terms, {}, life.changes)
+                )
+            case ("reconsider", int(number)) if settled_answers(life.task):
+                life.view = banning(life.view, number)
+                reconsider(life.task, life.view, life.changes)
+            case ("overturn",) if settled_answers(life.task):
+                overturn(life.task, life.view, life.changes)
+            case ("close",):
+                life.task.keep = False
             case ("time", int(ms)):
                 life.pass_time(ms)
         life.check()
-    # Left alone, every task ends, at times the sweep was told beforehand.
+    # Left alone, every task ends once its job is closed, at times the sweep was told beforehand.
+    life.task.keep = False
     for _ in range(len(life.task.replicas) + 3):
-        due_ms = next_due(life.task, GRACE)
+        due_ms = next_due(life.task, TERMS)
         if due_ms is None:
             break
         life.pass_time(max(0, due_ms - life.now_ms))
@@ -202,11 +304,11 @@ def test_a_late_receipt_is_judged_like_one_in_time(answer: bytes, state: Replica
 
 def test_a_backup_is_asked_for_and_neither_of_the_two_is_given_up() -> None:
     life = Life(price=1, redundancy=1, quorum=1, most=2)
-    assert verdict_on(life.task) == Pending()
+    assert verdict_on(life.task, life.view) == Pending()
     life.task.replicas[0].lost = True
-    assert verdict_on(life.task) == More(1)
+    assert verdict_on(life.task, life.view) == More(1)
     life.add(1)
-    assert verdict_on(life.task) == Pending()
+    assert verdict_on(life.task, life.view) == Pending()
     life.report(0, Kind.OK, ANSWERS[0])  # the straggler is first after all
     life.decide()
     assert life.state() is TaskState.ACCEPTED
@@ -224,7 +326,7 @@ def test_only_a_refusal_lets_a_task_of_one_replica_be_leased_again(happens: str)
         expire_replicas(life.task, [0], life.changes)
     else:
         life.report(0, Kind.REFUSED, ANSWERS[0])
-    assert verdict_on(life.task) == (More(1) if happens == "refused" else Undecided())
+    assert verdict_on(life.task, life.view) == (More(1) if happens == "refused" else Undecided())
     life.check()
 
 
@@ -241,9 +343,9 @@ def test_the_first_receipt_of_a_lease_wins() -> None:
 
 def test_a_withheld_receipt_keeps_the_escrow_until_deadline_and_grace() -> None:
     life = Life(price=1, redundancy=1, quorum=1, most=9)
-    life.pass_time(300_000 + GRACE.late_ms - 1)
+    life.pass_time(300_000 + TERMS.late_ms - 1)
     assert life.state_of(0) is ReplicaState.OPEN
-    assert next_due(life.task, GRACE) == life.now_ms + 1
+    assert next_due(life.task, TERMS) == life.now_ms + 1
     life.pass_time(1)
     assert life.state_of(0) is ReplicaState.EXPIRED
     assert life.state() is TaskState.EXPIRED
@@ -251,11 +353,14 @@ def test_a_withheld_receipt_keeps_the_escrow_until_deadline_and_grace() -> None:
     life.check()
 
 
-def test_a_receipt_nobody_settled_is_refunded_and_does_not_count_as_expired() -> None:
-    life = Life(price=1, redundancy=1, quorum=1, most=9)
+@pytest.mark.parametrize(("price", "fee"), [(1, 1), (2, 1), (5, 3)])
+def test_walking_away_costs_the_effort_fee_and_the_worker_is_not_blamed(price: int, fee: int) -> None:
+    life = Life(price=price, redundancy=1, quorum=1, most=9)
     life.report(0, Kind.OK, ANSWERS[0])
-    life.pass_time(300_000 + GRACE.late_ms)
-    assert life.state_of(0) is ReplicaState.RELEASED
+    life.pass_time(300_000 + TERMS.late_ms)
+    assert life.state_of(0) is ReplicaState.COMPENSATED
+    assert life.changes.moves[1] == (f"escrow:{TASK_ID}", f"account:{worker(0).account_id}", fee)
+    assert not life.changes.halved
     assert not life.changes.counts[f"worker:{worker(0).worker_id}", "expired"]
     life.check()
 
@@ -264,7 +369,7 @@ def test_keys_live_for_the_grace_period() -> None:
     life = Life(price=1, redundancy=1, quorum=1, most=9)
     life.report(0, Kind.OK, ANSWERS[0])
     life.decide()
-    life.pass_time(GRACE.settled_ms - 1)
+    life.pass_time(TERMS.settled_ms - 1)
     assert life.state() is TaskState.ACCEPTED
     life.pass_time(1)
     assert life.state() is TaskState.FORGOTTEN
@@ -274,7 +379,10 @@ def test_keys_live_for_the_grace_period() -> None:
 def test_a_lease_that_is_not(number: int) -> None:
     life = Life(price=1, redundancy=3, quorum=2, most=9)
     receipt = Receipt("x.0", Kind.OK, ANSWERS[0], [], 1.0)
-    assert record_receipt(life.task, number, worker(0).worker_id, 1, receipt, life.changes) == "no such lease"
+    why = record_receipt(
+        life.task, number, worker(0).worker_id, 1, receipt, life.now_ms, TERMS, life.view, life.changes
+    )
+    assert why == "no such lease"
     life.check()
 
 
@@ -283,3 +391,276 @@ def test_a_lease_that_is_not(number: int) -> None:
 )
 def test_prices(cpu_limit_s: float, price: int) -> None:
     assert price_of(cpu_limit_s) == price
+
+
+# --- confidence ----------------------------------------------------------------------------------
+
+TRUSTED = Standing(verified=2000.0)
+FOUR = {f"w{number}": TRUSTED for number in range(4)}
+
+
+def test_one_trusted_answer_is_enough_unless_the_task_is_checked() -> None:
+    checked = 0
+    for number in range(400):
+        life = Life(confidence=0.99, view=replace(known(**FOUR), secret=b"%d" % number))
+        assert verdict_on(life.task, life.view) == Pending()
+        life.report(0, Kind.OK, ANSWERS[0])
+        verdict = verdict_on(life.task, life.view)
+        assert verdict in (Accepted((Kind.OK, ANSWERS[0])), More(1))
+        checked += verdict == More(1)
+    assert 5 <= checked <= 45  # 5 % of 400, give or take four standard deviations
+
+
+def test_newcomers_are_believed_when_four_agree_and_each_is_verified_by_the_others() -> None:
+    life = Life(confidence=0.99)
+    for number in range(4):
+        assert not isinstance(verdict_on(life.task, life.view), Accepted)
+        if number:
+            life.add(1)
+        life.report(number, Kind.OK, ANSWERS[0])
+    life.decide()
+    assert (life.state(), life.task.keep) == (TaskState.ACCEPTED, True)
+    assert life.task.reached >= 0.99
+    assert all(replica.verified > 500 for replica in life.task.replicas)
+    assert life.changes.jobs[FOREMAN, JOB_ID].accepted == [TASK_ID]
+    assert life.changes.jobs[FOREMAN, JOB_ID].compared == {worker(number).worker_id: 1 for number in range(4)}
+    life.check()
+
+
+def test_who_dissents_is_doubted_and_the_foremans_own_workers_learn_nothing() -> None:
+    life = Life(redundancy=3, quorum=2, view=known(w0=TRUSTED, w1=TRUSTED))
+    life.task.replicas[1].worker_account = FOREMAN
+    for number, answer in enumerate([ANSWERS[0], ANSWERS[0], ANSWERS[1]]):
+        life.report(number, Kind.OK, answer)
+    life.decide()
+    doubts = {worker_id: tally.doubts for (worker_id, _), tally in life.changes.lessons.items()}
+    assert doubts == {worker(0).worker_id: 0, worker(2).worker_id: pytest.approx(1000, abs=100)}
+    assert life.changes.jobs[FOREMAN, JOB_ID].differed == {worker(2).worker_id: 1}
+    assert life.changes.accuses
+
+
+def test_in_a_job_that_looks_nondeterministic_no_dissent_is_held_against_anybody() -> None:
+    noisy = replace(known(w0=TRUSTED, w1=TRUSTED), noisy=True)
+    loud = replace(noisy, noisy=False, noise=Noise(answers=100, workers=10, dissenters=10))
+    for view in (noisy, loud):
+        life = Life(redundancy=3, quorum=2, view=view)
+        for number, answer in enumerate([ANSWERS[0], ANSWERS[0], ANSWERS[1]]):
+            life.report(number, Kind.OK, answer)
+        life.decide()
+        assert life.state_of(2) is ReplicaState.DISSENTED
+        assert not life.changes.accuses
+
+
+def test_a_late_answer_teaches_of_its_own_worker_alone() -> None:
+    life = Life(redundancy=3, quorum=2, view=known(w0=TRUSTED, w1=TRUSTED))
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.report(1, Kind.OK, ANSWERS[0])
+    life.decide()
+    before = dict(life.changes.lessons)
+    life.report(2, Kind.OK, ANSWERS[1])
+    gained = {who for who, tally in life.changes.lessons.items() if before.get(who) != tally}
+    assert gained == {(worker(2).worker_id, "p" * 32)}
+    assert life.task.replicas[2].doubts > 900
+
+
+def convict(life: Life, number: int) -> bool:
+    life.view = banning(life.view, number)
+    return reconsider(life.task, life.view, life.changes)
+
+
+def test_what_rested_on_a_convicted_worker_alone_is_overturned() -> None:
+    life = Life(confidence=0.99, view=replace(known(**FOUR), secret=b"1"))
+    life.report(0, Kind.OK, ANSWERS[1])
+    life.decide()
+    assert life.state() is TaskState.ACCEPTED
+    assert convict(life, 0)
+    assert life.state() is TaskState.OVERTURNED
+    assert life.task.nonce == b""  # nobody gets its keys any more
+    assert life.changes.jobs[FOREMAN, JOB_ID].recompute == [TASK_ID]
+    assert life.state_of(0) is ReplicaState.PAID  # what it was paid is another question
+    life.check()
+
+
+def test_what_others_vouch_for_as_well_stands_and_they_no_longer_learn_from_the_convicted() -> None:
+    life = Life(confidence=0.99, redundancy=2, view=replace(known(**FOUR), secret=b"1"))
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.report(1, Kind.OK, ANSWERS[0])
+    life.decide()
+    assert [replica.verified for replica in life.task.replicas] == [1000, 1000]
+    assert not convict(life, 0)
+    assert life.state() is TaskState.ACCEPTED
+    # The banned one is still judged by the others, or its conviction might take back what it rests on.
+    assert [replica.verified for replica in life.task.replicas] == [1000, 0]
+    assert life.changes.jobs[FOREMAN, JOB_ID].compared[worker(0).worker_id] == 0
+    life.check()
+
+
+def test_an_honest_dissenter_is_cleared_when_the_liars_are_convicted() -> None:
+    """The attack: two liars outvote an honest newcomer, who is doubted for it."""
+    life = Life(confidence=0.9, redundancy=3, view=replace(known(w0=TRUSTED, w1=TRUSTED), secret=b"1"))
+    for number, answer in enumerate([ANSWERS[1], ANSWERS[1], ANSWERS[0]]):
+        life.report(number, Kind.OK, answer)
+    life.decide()
+    assert life.task.replicas[2].doubts > 500
+    life.view = banning(life.view, 1)
+    assert convict(life, 0)
+    assert life.task.replicas[2].doubts == 0
+    assert life.changes.lessons[worker(2).worker_id, "p" * 32] == Tally()
+    life.check()
+
+
+def test_the_task_that_computes_another_anew_hears_what_was_said_and_wants_the_bytes() -> None:
+    old = Life(confidence=0.99, redundancy=2, view=replace(known(**FOUR), secret=b"1"))
+    old.report(0, Kind.OK, ANSWERS[1])
+    old.report(1, Kind.OK, ANSWERS[0])
+    old.task.state, old.task.kind, old.task.commitment = TaskState.OVERTURNED, Kind.OK, ANSWERS[1]
+    life = Life(confidence=0.9, view=replace(known(w1=TRUSTED, w2=Standing()), secret=b"1"))
+    life.task.replicas[0].worker_id = worker(2).worker_id
+    assert hear(life.task, old.task)
+    assert [replica.worker_id for replica in life.task.heard] == [worker(0).worker_id, worker(1).worker_id]
+    life.view = banning(life.view, 0)
+    # Worker 1 is believed, but what it was asked for then cannot be opened any more.
+    assert verdict_on(life.task, life.view) == Pending()
+    life.task.replicas[0].lost = True
+    assert verdict_on(life.task, life.view) == More(1)
+    life.task.replicas[0].lost = False
+    life.task.replicas[0].state = ReplicaState.REPORTED
+    life.task.replicas[0].kind, life.task.replicas[0].commitment = Kind.OK, ANSWERS[0]
+    assert isinstance(verdict_on(life.task, life.view), Accepted)
+    # Its answers are heard once: a second task learns nothing of them.
+    assert not hear(Life(confidence=0.9).task, old.task)
+
+
+@pytest.mark.parametrize("field", ["input_digest", "job_id", "account_id"])
+def test_answers_to_another_task_are_not_heard(field: str) -> None:
+    """The attack: a foreman has honest answers to one input heard in a task of another input."""
+    old, life = Life(confidence=0.99), Life(confidence=0.99)
+    old.task.state = TaskState.OVERTURNED
+    setattr(old.task, field, b"x" * 32 if field == "input_digest" else "x" * 32)
+    assert not hear(life.task, old.task)
+    assert life.task.heard == []
+
+
+def test_a_kept_task_has_no_keys_and_waits_for_its_job() -> None:
+    life = Life(confidence=0.99, view=replace(known(**FOUR), secret=b"1"))
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.decide()
+    life.pass_time(TERMS.settled_ms)
+    assert (life.state(), life.task.nonce, next_due(life.task, TERMS)) == (TaskState.KEPT, b"", NEVER)
+    assert convict(life, 0)
+    life.task.keep = False
+    life.pass_time(0)
+    assert life.state() is TaskState.FORGOTTEN
+
+
+# --- money ---------------------------------------------------------------------------------------
+
+
+def test_each_replica_has_the_price_its_worker_asks() -> None:
+    life = Life(price=2, redundancy=1, quorum=2)
+    life.add(1, ask=3)
+    assert [replica.price for replica in life.task.replicas] == [2, 6]
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.report(1, Kind.OK, ANSWERS[0])
+    life.decide()
+    assert life.changes.counts[f"account:{FOREMAN}", "spent"] == 8
+    life.check()
+
+
+def test_undecided_pays_effort_to_the_established_who_are_no_minority_up_to_a_cap() -> None:
+    view = known(w0=TRUSTED, w1=TRUSTED, w2=TRUSTED, w3=Standing())
+    life = Life(price=4, redundancy=4, quorum=4, most=4, view=view)
+    for number, answer in enumerate([ANSWERS[0], ANSWERS[0], ANSWERS[1], ANSWERS[0]]):
+        life.report(number, Kind.OK, answer)
+    life.decide()
+    assert life.state() is TaskState.UNDECIDED
+    R = ReplicaState
+    assert [life.state_of(n) for n in range(4)] == [R.COMPENSATED, R.COMPENSATED, R.RELEASED, R.RELEASED]
+    assert not life.changes.lessons
+    life.check()
+
+    capped = Life(
+        *(),
+        price=4,
+        redundancy=4,
+        quorum=4,
+        most=4,
+        view=replace(view, effort={worker(0).account_id: TERMS.effort_cap}),
+    )
+    for number in range(4):
+        capped.report(number, Kind.OK, ANSWERS[number % 2])
+    capped.decide()
+    assert capped.state_of(0) is ReplicaState.RELEASED
+    assert capped.state_of(1) is ReplicaState.COMPENSATED  # no majority: nobody is in the minority
+    capped.check()
+
+
+def test_an_answer_waits_as_long_as_anybody_else_may_answer() -> None:
+    life = Life(redundancy=1, quorum=2)
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.now_ms += 200_000
+    life.add(1)
+    life.pass_time(100_000 + TERMS.late_ms)
+    assert life.state_of(0) is ReplicaState.REPORTED
+    life.report(1, Kind.OK, ANSWERS[0])
+    life.decide()
+    assert life.state_of(0) is ReplicaState.PAID
+    life.check()
+
+
+def test_who_returns_nothing_loses_half_of_its_share_and_who_is_paid_has_it_back() -> None:
+    life = Life(redundancy=2, quorum=1)
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.decide()
+    life.pass_time(300_000 + TERMS.late_ms)
+    assert life.changes.halved == {worker(1).worker_id}
+    assert life.changes.restored == {worker(0).worker_id}
+
+
+def test_leases_never_pushed_cost_their_foreman_and_feed_nobody() -> None:
+    """The attack: a foreman leases all there is and pushes nothing. The other: a worker denies what it was pushed."""
+    changes, released, lives = Changes(), dict[str, int](), [Life(price=3) for _ in range(17)]
+    for life in lives:
+        life.changes = changes
+        args = (life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms - 1, TERMS, released, changes)
+        release_unpushed(*args)
+        assert life.state_of(0) is ReplicaState.OPEN
+        release_unpushed(life.task, 0, worker(1).worker_id, 2_000_000, TERMS, released, changes)
+        assert life.state_of(0) is ReplicaState.OPEN  # another worker's
+        release_unpushed(life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms, TERMS, released, changes)
+        assert life.state_of(0) is ReplicaState.EXPIRED
+    moved = Counter[str]()
+    for _, target, amount in changes.moves:
+        moved[target] += amount
+    assert moved == {"burn": 2, f"account:{FOREMAN}": 17 * 3 - 2}
+
+
+def disputed(vesting_ms: int) -> Life:
+    life = Life(price=3, confidence=0.99, view=replace(known(**FOUR), secret=b"1"))
+    life.terms = replace(TERMS, vesting_ms=vesting_ms)
+    life.report(0, Kind.OK, ANSWERS[0])
+    life.decide()
+    assert life.state_of(0) is ReplicaState.PAID
+    return life
+
+
+@pytest.mark.parametrize(("vesting_ms", "after_ms", "back"), [(600_000, 599_999, 3), (600_000, 600_000, 0), (0, 0, 0)])
+def test_a_lost_dispute_takes_back_what_has_not_vested(vesting_ms: int, after_ms: int, back: int) -> None:
+    life = disputed(vesting_ms)
+    life.changes = Changes()
+    lost = Tally(doubts=3000, words=1)
+    assert lose_dispute(life.task, 0, life.now_ms + after_ms, lost, life.view, life.changes) == back
+    assert life.state_of(0) is ReplicaState.FORFEITED
+    mine, theirs = f"account:{FOREMAN}", f"account:{worker(0).account_id}"
+    assert life.changes.moves == ([(theirs, mine, 3)] if back else [])
+    assert sum(life.changes.vesting.values()) == -back
+    assert life.changes.lessons[worker(0).worker_id, life.view.party] == lost
+
+
+def test_a_dispute_of_honest_bytes_costs_the_foreman() -> None:
+    life = disputed(0)
+    life.changes = Changes()
+    refuse_dispute(life.task, 0, 2, life.changes)
+    assert life.changes.moves == [(f"account:{FOREMAN}", f"account:{worker(0).account_id}", 2)]
+    assert (life.state_of(0), life.task.replicas[0].disputed) == (ReplicaState.PAID, "refused")
+    assert TASK_ID in life.changes.touched

@@ -323,3 +323,32 @@ def test_a_restarted_worker_starts_a_new_epoch(server: Server, tmp_path: Path) -
             ids.add(standing.worker_id)
     assert len(ids) == 1
     assert epochs[1] == epochs[0] + 1
+
+
+def test_a_lease_that_no_foreman_pushed_is_told_and_one_that_was_is_not(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    heartbeat = DiscoveryClient.heartbeat
+
+    def listening(client: DiscoveryClient, worker_id: str, body: m.Heartbeat) -> m.HeartbeatAnswer:
+        told.append(body.unseen)
+        return heartbeat(client, worker_id, body)
+
+    monkeypatch.setattr(DiscoveryClient, "heartbeat", listening)
+    with at_work(server.url, tmp_path) as worker, DiscoveryClient(server.url) as client:
+        create_account_at(client)
+        foreman = Foreman(worker.server.port)
+        pushed = push_leased(client, foreman, [1, 2])
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        kept_back = client.lease_tasks(
+            m.LeaseTasks(
+                job_id=foreman.job_id,
+                idempotency_key=uuid.uuid4().hex,
+                tasks=[m.TaskWanted(input_digest=bytes(32))],
+                requirements=m.Requirements(python=version),
+            )
+        )
+        (replica,) = kept_back.tasks[0].replicas
+        eventually(lambda: [replica.lease_id] in told, "the lease that was kept back is told")
+        assert not {lease_id for unseen in told for lease_id in unseen} & set(pushed)

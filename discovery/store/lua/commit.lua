@@ -1,26 +1,44 @@
--- Commits what was decided about tasks, or nothing: one atomic step for records, credits, slots and the ledger.
+-- Commits what was decided about tasks, or nothing: one atomic step for records, credits, slots, tallies and the ledger.
 --
 -- Keys (all under the hash tag {ec}, so that a cluster keeps them together):
 --   {ec}:task:<id>            string: 8 digits of version, then the record
---   {ec}:due                  sorted set: task id by the time in ms at which it next needs attention
+--   {ec}:due                  sorted set: task id by the time in ms at which it next needs attention, if it does
 --   {ec}:balances             hash: account:<id>, mint (negative) and burn -> credits
 --   {ec}:escrow               hash: task id -> credits in escrow for it
---   {ec}:ledger               stream: entry m = movements of one commit, MessagePack [[from, to, amount], ...]
---   {ec}:account:<id>         hash: counters escrow, earned, spent (and what accounts.lua wrote)
---   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote)
+--   {ec}:ledger               stream: entry m = what one commit moved (see archive/entry.py)
+--   {ec}:account:<id>         hash: counters escrow, earned, spent; unvested (part of the balance that may not be spent yet)
+--   {ec}:vesting              sorted set: times (s, tens) at which pay vests; {ec}:vesting:<time>  hash: account -> credits
+--   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote);
+--                             share (it is given one in so many of its capacity);
+--                             verified, doubts, words, accusers: what all foremen share of their tallies (see learn)
 --   {ec}:worker:<id>:leases   set: leases that take its slots
+--   {ec}:trust:<party>        hash: <worker>:v, :d, :w -> one foreman's own tally of a worker
+--   {ec}:suspects             hash: worker -> how often its doubts changed since it was judged
+--   {ec}:open                 sorted set: <account>:<job> by the time in ms until which it is kept without a word
+--   {ec}:job:<account>:<job>  hash: answers (that were compared), noisy; and beside it
+--     :compared, :differed    hashes: worker -> answers that were compared, and those that differed
+--     :doubts                 hash: <worker>:d, <worker>:w -> what tallies gained in this job
+--     :effort                 hash: account -> effort fees it had of undecided tasks
+--     :tasks, :recompute      sets: accepted tasks that are remembered, and those of them that are to be computed again
 --   {ec}:pool:<class>         set: workers alive that have a slot free
 --   {ec}:pool:<class>+<capability>  set: those of them that have the capability
 --   {ec}:alive                sorted set: worker id by the time in ms at which its registration lapses
 --   {ec}:idempotency:<account>:<key>  string: the tasks a lease request got, gone after a while
 --
--- ARGV[1]: MessagePack {tasks, accounts, escrows, takes, frees, counts, needs, idempotency, now}; ARGV[2]: the ledger's
--- entry, or ""; ARGV[2 + n]: of the n-th task version .. record, or "" to delete it (Redis' MessagePack takes no bytes).
---   tasks:    [[id, expected version or "", due ms], ...]
+-- ARGV[1]: MessagePack of what follows; ARGV[2]: the ledger's entry, or ""; ARGV[2 + n]: of the n-th task version .. record,
+-- or "" to delete it (Redis' MessagePack takes no bytes).
+--   tasks:    [[id, expected version or "", due ms or -1], ...]
 --   accounts: [[place, delta], ...]; escrows: [[task id, delta], ...]
---   takes:    [[worker id, epoch, [lease id, ...]], ...]; frees: [[worker id, [lease id, ...]], ...]
---   counts:   [[key, field, delta], ...]; needs: [[place, least balance], ...]
---   idempotency: [account:key, value, ttl s] or []
+--   takes:    [[worker id, epoch, [lease id, ...]], ...]
+--   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
+--   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
+--   lessons:  [[worker id, party, verified, doubts, words], ...]
+--   jobs:     [[account:job, answers, compared, differed, doubts, effort, accepted, recompute], ...]: hashes as
+--             [field, delta, ...], sets as [id, ...]
+--   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
+--   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
+--   hush: account:job whose doubts are taken back, which happens once, or ""
+--   now, kept (ms until which jobs are kept), most_share
 -- Returns {"ok"} or {what stood in the way, which, ...}; then nothing was changed.
 
 local c = cmsgpack.unpack(ARGV[1])
@@ -33,56 +51,152 @@ local function groups(class, caps)
   return all
 end
 
--- Lua's unpack takes some thousand values at most: a worker may give back more leases than that at once.
+-- Lua's unpack takes some thousand values at most. An even number at a time: pairs stay together.
 local function in_pieces(command, key, items)
   local done = 0
   for start = 1, #items, 1000 do
-    done = done + redis.call(command, key, unpack(items, start, math.min(start + 999, #items)))
+    local answer
+    if key then
+      answer = redis.call(command, key, unpack(items, start, math.min(start + 999, #items)))
+    else
+      answer = redis.call(command, unpack(items, start, math.min(start + 999, #items)))
+    end
+    if type(answer) == 'number' then done = done + answer end
   end
   return done
 end
 
-local stale = {}
-for _, t in ipairs(c.tasks) do
-  if redis.call('GETRANGE', P .. 'task:' .. t[1], 0, 7) ~= t[2] then stale[#stale + 1] = t[1] end
+local function room(capacity, share)
+  return math.max(1, math.floor(tonumber(capacity) / tonumber(share or '1')))
 end
+
+local stale = {}
+local fresh = {}
+for _, t in ipairs(c.tasks) do
+  if t[2] == '' then
+    fresh[#fresh + 1] = P .. 'task:' .. t[1]
+  elseif redis.call('GETRANGE', P .. 'task:' .. t[1], 0, 7) ~= t[2] then
+    stale[#stale + 1] = t[1]
+  end
+end
+if in_pieces('EXISTS', nil, fresh) > 0 then stale[#stale + 1] = c.tasks[1][1] end
 if #stale > 0 then return {'stale', unpack(stale, 1, math.min(#stale, 1000))} end
 if #c.idempotency > 0 and redis.call('EXISTS', P .. 'idempotency:' .. c.idempotency[1]) == 1 then return {'repeated'} end
+if c.hush ~= '' and redis.call('HEXISTS', P .. 'job:' .. c.hush, 'noisy') == 1 then return {'hushed'} end
 for _, n in ipairs(c.needs) do
-  if tonumber(redis.call('HGET', P .. 'balances', n[1]) or '0') < n[2] then return {'credits', n[1]} end
+  local unvested = tonumber(redis.call('HGET', P .. n[1], 'unvested') or '0')
+  if tonumber(redis.call('HGET', P .. 'balances', n[1]) or '0') - unvested < n[2] then return {'credits', n[1]} end
+end
+for _, v in ipairs(c.vesting) do
+  if v[3] < 0 and tonumber(redis.call('HGET', P .. 'vesting:' .. v[2], v[1]) or '0') < -v[3] then
+    return {'vesting', v[1]}
+  end
 end
 for _, t in ipairs(c.takes) do
-  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity')
+  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share')
   local expires = redis.call('ZSCORE', P .. 'alive', t[1])
   if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2]
-      or tonumber(w[2]) + #t[3] > tonumber(w[3]) then
+      or tonumber(w[2]) + #t[3] > room(w[3], w[4]) then
     return {'worker', t[1]}
   end
 end
 
+local gone, written, due, idle = {}, {}, {}, {}
 for i, t in ipairs(c.tasks) do
   local record = ARGV[2 + i]
   if record == '' then
-    redis.call('DEL', P .. 'task:' .. t[1])
-    redis.call('ZREM', P .. 'due', t[1])
+    gone[#gone + 1] = P .. 'task:' .. t[1]
   else
-    redis.call('SET', P .. 'task:' .. t[1], record)
-    redis.call('ZADD', P .. 'due', t[3], t[1])
+    written[#written + 1] = P .. 'task:' .. t[1]
+    written[#written + 1] = record
+  end
+  if record == '' or t[3] < 0 then
+    idle[#idle + 1] = t[1]
+  else
+    due[#due + 1] = t[3]
+    due[#due + 1] = t[1]
   end
 end
+in_pieces('DEL', nil, gone)
+in_pieces('MSET', nil, written)
+in_pieces('ZREM', P .. 'due', idle)
+in_pieces('ZADD', P .. 'due', due)
 for _, a in ipairs(c.accounts) do redis.call('HINCRBY', P .. 'balances', a[1], a[2]) end
+local empty = {}
 for _, e in ipairs(c.escrows) do
-  if redis.call('HINCRBY', P .. 'escrow', e[1], e[2]) == 0 then redis.call('HDEL', P .. 'escrow', e[1]) end
+  if redis.call('HINCRBY', P .. 'escrow', e[1], e[2]) == 0 then empty[#empty + 1] = e[1] end
 end
+in_pieces('HDEL', P .. 'escrow', empty)
 if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
 for _, n in ipairs(c.counts) do redis.call('HINCRBY', P .. n[1], n[2], n[3]) end
+for _, v in ipairs(c.vesting) do
+  redis.call('HINCRBY', P .. 'account:' .. v[1], 'unvested', v[3])
+  if redis.call('HINCRBY', P .. 'vesting:' .. v[2], v[1], v[3]) == 0 then
+    redis.call('HDEL', P .. 'vesting:' .. v[2], v[1])
+  else
+    redis.call('ZADD', P .. 'vesting', v[2] * 10, v[2])
+  end
+end
+
+-- One foreman's tally changes; what all others believe changes by what it shares of that, so that the order of increments
+-- makes no difference to sums.
+local function learn(id, party, gained)
+  local trust, key = P .. 'trust:' .. party, P .. 'worker:' .. id
+  local fields = {id .. ':v', id .. ':d', id .. ':w'}
+  local own, now = redis.call('HMGET', trust, unpack(fields)), {}
+  for n = 1, 3 do
+    own[n] = tonumber(own[n] or '0')
+    now[n] = own[n] + gained[n]
+  end
+  if now[1] >= c.caps[4] then now[1], now[2] = math.floor(now[1] / 2), math.floor(now[2] / 2) end
+  local function shared(t)
+    local verified, doubts, words = math.max(t[1], 0), math.max(t[2], 0), math.max(t[3], 0)
+    local counted = verified > c.caps[1] and math.floor(doubts * c.caps[1] / verified) or doubts
+    counted = math.min(math.max(counted, math.min(doubts, words * c.caps[2])), c.caps[2] * (1 + words))
+    return {math.min(verified, c.caps[1]), counted, words, counted >= c.caps[3] and 1 or 0}
+  end
+  local before, after = shared(own), shared(now)
+  redis.call('HSET', trust, fields[1], now[1], fields[2], now[2], fields[3], now[3])
+  for n, name in ipairs({'verified', 'doubts', 'words', 'accusers'}) do
+    if after[n] ~= before[n] then redis.call('HINCRBY', key, name, after[n] - before[n]) end
+  end
+  if gained[2] ~= 0 or gained[3] ~= 0 then redis.call('HINCRBY', P .. 'suspects', id, 1) end
+end
+for _, l in ipairs(c.lessons) do learn(l[1], l[2], {l[3], l[4], l[5]}) end
+
+if c.hush ~= '' then redis.call('HSET', P .. 'job:' .. c.hush, 'noisy', 1) end
+for _, j in ipairs(c.jobs) do
+  local key = P .. 'job:' .. j[1]
+  if j[2] ~= 0 then redis.call('HINCRBY', key, 'answers', j[2]) end
+  for n, name in ipairs({':compared', ':differed', ':doubts', ':effort'}) do
+    local pairs_ = j[2 + n]
+    for at = 1, #pairs_, 2 do
+      if redis.call('HINCRBY', key .. name, pairs_[at], pairs_[at + 1]) <= 0 then
+        redis.call('HDEL', key .. name, pairs_[at])
+      end
+    end
+  end
+  in_pieces('SADD', key .. ':tasks', j[7])
+  in_pieces('SADD', key .. ':recompute', j[8])
+  redis.call('ZADD', P .. 'open', c.kept, j[1])
+end
+
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  if freed > 0 then
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
+  if f[3] > 0 and w[4] then
+    redis.call('HDEL', key, 'share')
+    w[4] = nil
+  elseif f[3] < 0 and w[1] then
+    w[4] = math.min(tonumber(w[4] or '1') * 2, c.most_share)
+    redis.call('HSET', key, 'share', w[4])
+  end
+  if freed > 0 or f[3] < 0 then
     local used = redis.call('HINCRBY', key, 'used', -freed)
-    local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities')
-    if used < tonumber(w[1]) and redis.call('ZSCORE', P .. 'alive', f[1]) then
+    if used >= room(w[1], w[4]) then
+      if f[3] < 0 then for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end end
+    elseif redis.call('ZSCORE', P .. 'alive', f[1]) then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end
@@ -91,8 +205,8 @@ for _, t in ipairs(c.takes) do
   local key = P .. 'worker:' .. t[1]
   in_pieces('SADD', key .. ':leases', t[3])
   local used = redis.call('HINCRBY', key, 'used', #t[3])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities')
-  if used >= tonumber(w[1]) then
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
+  if used >= room(w[1], w[4]) then
     for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
   end
 end

@@ -1,0 +1,86 @@
+"""Rows of statements: what movements were to each account, summed by what they were for and the day. Pure.
+
+A job moves thousands of credits one by one; whoever reads a statement wants one line of it a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from discovery.archive.entry import with_whats
+from discovery.archive.segment import StreamId
+from discovery.tasks import Move
+
+DAY_MS = 86_400_000
+
+Row = list[int]
+"""Received, paid, movements, first and last time in ms."""
+Rows = dict[str, dict[str, Row]]
+"""Rows by account, and in it by their name: ``what/day/``, or ``what/entry id/other account`` of single movements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of a statement, read back. `other` is the account on the other side, or empty."""
+
+    serial: int
+    what: str
+    other: str
+    received: int
+    paid: int
+    movements: int
+    first_ms: int
+    last_ms: int
+
+
+def add_rows(rows: Rows, entry_id: StreamId, moves: Sequence[Move], whats: Sequence[tuple[str, int]]) -> None:
+    """Adds what one commit moved to the rows of all accounts it touched."""
+    ms = entry_id[0]
+    if len(whats) == 1 and whats[0][1] == len(moves) and whats[0][0].startswith("job:"):
+        name = f"{whats[0][0]}/{ms // DAY_MS}/"
+        for source, target, amount in moves:
+            if source[0:8] == "account:":
+                _add(rows, source[8:], name, 0, amount, ms)
+            if target[0:8] == "account:":
+                _add(rows, target[8:], name, amount, 0, ms)
+        return
+    for (source, target, amount), what in zip(moves, with_whats(moves, whats), strict=True):
+        single = f"{ms}-{entry_id[1]}" if not what.startswith("job:") and what else ""
+        for place, other, received, paid in ((source, target, 0, amount), (target, source, amount, 0)):
+            if place.startswith("account:"):
+                across = other.removeprefix("account:") if single else ""
+                _add(rows, place[8:], f"{what}/{single or ms // DAY_MS}/{across}", received, paid, ms)
+
+
+def _add(rows: Rows, account: str, name: str, received: int, paid: int, ms: int) -> None:
+    own = rows.get(account)
+    if own is None:
+        own = rows[account] = {}
+    row = own.get(name)
+    if row is None:
+        own[name] = [received, paid, 1, ms, ms]
+    else:
+        row[0] += received
+        row[1] += paid
+        row[2] += 1
+        row[4] = ms
+
+
+def lines_of(stored: Mapping[str, str]) -> list[Line]:
+    """The rows of one account as post.lua wrote them, the newest first."""
+    lines = []
+    for name, value in stored.items():
+        if name.count("/") < 2:
+            continue  # not a row, but how far the rows go
+        what, _, other = name.rsplit("/", 2)
+        serial, received, paid, movements, first_ms, last_ms = map(int, value.split(" "))
+        lines.append(Line(serial, what, other, received, paid, movements, first_ms, last_ms))
+    return sorted(lines, key=lambda line: -line.serial)
+
+
+def page(lines: Iterable[Line], before: int, limit: int) -> tuple[list[Line], int]:
+    """Up to `limit` lines begun before line `before` (0: the newest), and where the next page begins (0: nowhere)."""
+    older = [line for line in lines if not before or line.serial < before]
+    shown = older[:limit]
+    return shown, shown[-1].serial if shown and len(older) > limit else 0

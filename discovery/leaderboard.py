@@ -1,0 +1,48 @@
+"""Leaderboard: who earned most, of the accounts that want to be seen. Nothing is decided by it and no credit moves."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from discovery.store.store import Store
+from ec262.protocol import messages as m
+
+MOST_LEADERS = 100
+FRESH_S = 60.0
+"""It is made anew at most so often, because that costs time for every account that wants to be seen."""
+
+
+class Leaderboard:
+    """Keeps the last one made for a while."""
+
+    def __init__(self, store: Store, fresh_s: float = FRESH_S) -> None:
+        self._store = store
+        self._fresh_s = fresh_s
+        self._lock = threading.Lock()
+        self._made_at = float("-inf")
+        self._made: m.Leaderboard | None = None
+
+    def get(self) -> m.Leaderboard:
+        """The leaderboard, at most `fresh_s` old. Who earned the same has the same rank."""
+        with self._lock:
+            if self._made is None or time.monotonic() - self._made_at > self._fresh_s:
+                self._made = self._make()
+                self._made_at = time.monotonic()
+            return self._made
+
+    def _make(self) -> m.Leaderboard:
+        shown = sorted(self._store.accounts.shown(), key=lambda each: (-each.earned, each.name, each.account_id))
+        leaders: list[m.Leader] = []
+        for position, each in enumerate(shown[:MOST_LEADERS], 1):
+            tied = leaders and leaders[-1].earned == each.earned
+            leaders.append(
+                m.Leader(
+                    rank=leaders[-1].rank if tied else position,
+                    name=each.name,
+                    tag=each.account_id[:6],
+                    earned=each.earned,
+                    workers=each.workers,
+                )
+            )
+        return m.Leaderboard(made_s=self._store.books.now_ms() / 1000, accounts=len(shown), leaders=leaders)

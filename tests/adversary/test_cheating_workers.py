@@ -1,0 +1,280 @@
+"""Workers that want pay for no work: junk, nothing, late, twice, another job's result. Nobody honest loses by it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ec262.protocol import messages as m
+from ec262.protocol.canonical import encode_value
+from ec262.protocol.framing import frame_parts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commitment, seal_receipts
+from ec262.protocol.sealing import seal
+from tests.adversary.conftest import MakeScene
+from tests.adversary.scene import PARTS, Scene, attempted, deliver, dispute, of, send
+from tests.parties import RIGHT, WRONG, Caller, Problem, Worker
+
+# --- junk ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("junk", ["does not open", "no frame", "another result"])
+def test_attack_a_worker_returns_junk_for_a_good_commitment(scene: Scene, junk: str) -> None:
+    """It is paid at first, because nobody can look into it; then it loses the pay, its name and its account."""
+    foreman, cheat = scene.foreman(), scene.worker()
+    leased = foreman.lease()
+    (task,), (ticket,) = leased.tasks, cheat.tickets(leased)
+    tokens = {
+        "does not open": [os.urandom(90)],
+        "no frame": [seal(ticket.result_key, b"junk")],
+        "another result": [seal(ticket.result_key, frame_parts([b"something", b"else"]))],
+    }[junk]
+    delivery = deliver(cheat, ticket, tokens=tokens)
+    foreman.settle([delivery.shown], [task.task_id])
+    assert (foreman.state.balance, cheat.caller.state.balance) == (99, 101)
+    with pytest.raises(Problem) as refused:
+        send(cheat.caller, foreman, 1)
+    assert refused.value.code == "insufficient-credits", "what it earned is not its own yet"
+    outcome = dispute(foreman, task.replicas[0].lease_id, tokens)
+    assert (outcome.verdict, outcome.refund, outcome.recompute) == ("upheld", 1, True)
+    scene.discovery.sweep()
+    assert (foreman.state.balance, cheat.caller.state.balance) == (100, 100)
+    assert scene.banned(cheat)
+    # Somebody honest computes it anew, and is paid; the cheat gets no more of anything.
+    honest = scene.worker()
+    digest = scene.discovery.store.load([task.task_id])[1][task.task_id].input_digest
+    again = foreman.lease(1, again=[(task.task_id, digest)])
+    (lease,) = of(honest, again)
+    settled = foreman.settle([honest.receipts([lease])], [again.tasks[0].task_id], heard=[task.task_id])
+    assert (settled.tasks[0].verdict, settled.recompute) == ("accepted", [])
+    assert (foreman.state.balance, honest.caller.state.earned) == (99, 1)
+
+
+FACTS = {"type": "ValueError", "message": "no", "line": "3", "traceback": ""}
+
+
+@pytest.mark.parametrize("kind", [Kind.ERROR, Kind.LIMIT])
+@pytest.mark.parametrize("junk", ["no facts", "other facts", "no frame", "none: it is honest"])
+def test_attack_a_worker_says_that_the_program_failed(scene: Scene, kind: Kind, junk: str) -> None:
+    """A failure costs no time to make up. Its facts have to be what it committed to: else it is junk like any other."""
+    foreman, cheat = scene.foreman(), scene.worker()
+    leased = foreman.lease()
+    (ticket,) = cheat.tickets(leased)
+    facts = {**FACTS, "limit": "memory"}
+    plain = {
+        "no facts": frame_parts([b"junk"]),
+        "other facts": frame_parts([encode_value({**facts, "type": "KeyError", "limit": "cpu"})]),
+        "no frame": b"junk",
+        "none: it is honest": frame_parts([encode_value(facts)]),
+    }[junk]
+    committed = failure_commitment(kind, *(["memory"] if kind is Kind.LIMIT else ["ValueError", "3"]))
+    delivery = deliver(cheat, ticket, tokens=[seal(ticket.result_key, plain)], commitment=committed, kind=kind)
+    (verdict,) = foreman.settle([delivery.shown], [leased.tasks[0].task_id]).tasks
+    assert (verdict.verdict, verdict.kind) == ("accepted", kind)
+    outcome = dispute(foreman, ticket.lease_id, delivery.tokens)
+    if junk == "none: it is honest":
+        assert (outcome.verdict, scene.banned(cheat)) == ("refused", False)
+        assert (foreman.state.balance, cheat.caller.state.balance) == (98, 102)
+    else:
+        assert (outcome.verdict, scene.banned(cheat)) == ("upheld", True)
+        assert (foreman.state.balance, cheat.caller.state.balance) == (100, 100)
+
+
+def test_attack_junk_beside_an_honest_answer(scene: Scene) -> None:
+    """Two agree and one of them delivers junk: the other's bytes serve, and only the one who lied is judged."""
+    foreman, cheat, honest = scene.foreman(), scene.worker(), scene.worker()
+    leased = foreman.lease(1, redundancy=2, quorum=2)
+    (theirs,), (mine,) = cheat.tickets(leased), honest.tickets(leased)
+    junk, good = deliver(cheat, theirs, tokens=[os.urandom(90)]), deliver(honest, mine)
+    (verdict,) = foreman.settle([junk.shown, good.shown], [leased.tasks[0].task_id]).tasks
+    assert len(verdict.keys) == 2
+    outcome = dispute(foreman, theirs.lease_id, junk.tokens)
+    assert (outcome.verdict, outcome.refund, outcome.recompute) == ("upheld", 1, False)
+    scene.discovery.sweep()
+    assert (scene.banned(cheat), scene.banned(honest)) == (True, False)
+    assert (foreman.state.balance, honest.caller.state.balance, cheat.caller.state.balance) == (99, 101, 100)
+    assert [key.worker_id for key in foreman.settle([], [verdict.task_id]).tasks[0].keys] == [honest.worker_id]
+    assert attempted(cheat.register) == "banned"
+
+
+def test_attack_spending_the_pay_for_junk_before_it_is_found(make_scene: MakeScene) -> None:
+    """It leases work and sends credits as fast as it can: what has not vested is not there to be spent."""
+    scene = make_scene(starting_credits=2)
+    foreman, cheat, friend = scene.foreman(), scene.worker(), scene.worker()
+    scene.mint(foreman, 1)
+    leased = foreman.lease(2)
+    deliveries = [deliver(cheat, ticket, tokens=[os.urandom(90)]) for ticket in cheat.tickets(leased)]
+    deliveries += [deliver(friend, ticket, tokens=[os.urandom(90)]) for ticket in friend.tickets(leased)]
+    foreman.settle([each.shown for each in deliveries], [task.task_id for task in leased.tasks])
+    for spender in (cheat, friend):
+        scene.worker()
+        buyer = type(foreman)(scene.discovery, account=spender.caller.account)
+        assert len(buyer.lease(9).tasks) == 2, "its gift"
+        with pytest.raises(Problem, match="insufficient-credits"):
+            buyer.lease(1)
+        with pytest.raises(Problem, match="insufficient-credits"):
+            send(buyer, foreman, 1)
+    for delivery in deliveries:
+        assert dispute(foreman, delivery.receipt.lease_id, delivery.tokens).refund == 1
+    assert foreman.state.balance == 3
+
+
+# --- nothing -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(make_scene: MakeScene) -> Scene:
+    """A service whose deadlines come soon."""
+    return make_scene(min_timeout_s=0.0, late_grace_s=0.0, prefetch=2)
+
+
+def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
+    """It takes leases so that others wait: it gets fewer and fewer, and its foreman has all of its credits back."""
+    foreman, idler = hasty.foreman(), hasty.worker()
+    got = []
+    for _ in range(4):
+        got.append(len(foreman.lease(30, timeout_s=0.001).tasks))
+        hasty.until_swept(idler)
+    assert got == [16, 8, 4, 2]
+    assert (foreman.state.balance, foreman.state.escrow, idler.caller.state.earned) == (100, 0, 0)
+    # To start anew, or to register anew, makes it no better.
+    idler.boot_id = os.urandom(16).hex()
+    idler.register()
+    assert len(foreman.lease(30).tasks) == 1
+
+
+def test_attack_a_worker_shows_receipts_and_returns_nothing(hasty: Scene) -> None:
+    """What it says it computed nobody has seen: of its foreman it gets the effort fee at most, and no name of it."""
+    foreman, idler = hasty.foreman(), hasty.worker()
+    leased = foreman.lease(4, timeout_s=0.05, cpu_limit_s=240)
+    idler.heartbeat(idler.token(of(idler, leased), os.urandom(32)))
+    assert idler.caller.state.earned == 0
+    hasty.until_swept(idler)
+    assert (idler.caller.state.earned, foreman.state.balance) == (8, 92)
+    assert hasty.name(idler)["verified"] == 0
+
+
+def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
+    foreman, shirker = scene.foreman(), scene.worker()
+    leased = foreman.lease(5)
+    foreman.settle([shirker.receipts(of(shirker, leased), os.urandom(32), Kind.REFUSED)], [])
+    assert (foreman.state.balance, scene.escrow(), shirker.caller.state.earned) == (100, 0, 0)
+
+
+# --- late ----------------------------------------------------------------------------------------
+
+
+def test_attack_a_worker_answers_after_everybody_stopped_waiting(hasty: Scene) -> None:
+    """Its escrow went back at the deadline: a receipt after that moves nothing, whoever shows it, however often."""
+    foreman, late, other = hasty.foreman(), hasty.worker(), hasty.worker()
+    leased = foreman.lease(4, timeout_s=0.05)
+    tardy = of(late, leased)
+    hasty.until_swept(late)
+    hasty.until_swept(other)
+    token = late.token(tardy)
+    for _ in range(2):
+        late.heartbeat(token)
+        foreman.settle([m.SealedReceipts(worker_id=late.worker_id, token=token)], [t.task_id for t in leased.tasks])
+    assert (foreman.state.balance, hasty.escrow(), late.caller.state.earned) == (100, 0, 0)
+
+
+def test_attack_a_worker_waits_until_others_have_settled_it(scene: Scene) -> None:
+    """It comes late with what it heard was accepted. In time it is paid as if it had computed it: once, and no more;
+    with anything else it is not.
+    """
+    foreman, quick, late, liar = scene.foreman(), *scene.workers(3)
+    leased = foreman.lease(3, redundancy=3, quorum=1)
+    decide = [task.task_id for task in leased.tasks]
+    foreman.settle([quick.receipts(of(quick, leased))], decide)
+    for _ in range(2):
+        late.heartbeat(late.token(of(late, leased)))
+        liar.heartbeat(liar.token(of(liar, leased), WRONG))
+    assert [worker.caller.state.earned for worker in (quick, late, liar)] == [3, 3, 0]
+    assert (foreman.state.balance, scene.escrow()) == (94, 0)
+
+
+# --- twice ---------------------------------------------------------------------------------------
+
+
+def test_attack_a_worker_returns_everything_twice(scene: Scene) -> None:
+    """In one bundle, in two, over foreman and heartbeat, before and after a restart."""
+    foreman, worker = scene.foreman(), scene.worker()
+    leased = foreman.lease(5)
+    leases, decide = of(worker, leased), [task.task_id for task in leased.tasks]
+    double = Receipt(leases[0], Kind.OK, RIGHT, [], 0.5)
+    bundle = ReceiptBundle(worker.worker_id, worker.registered.epoch, [double] * 50)
+    many = seal_receipts(worker.registered.worker_key, bundle)
+    shown = [worker.receipts(leases), worker.receipts(leases), m.SealedReceipts(worker_id=worker.worker_id, token=many)]
+    foreman.settle(shown, decide)
+    worker.heartbeat(worker.token(leases), many)
+    foreman.settle(shown, decide)
+    old = worker.token(leases)
+    worker.boot_id = os.urandom(16).hex()
+    worker.register()
+    worker.heartbeat(old, worker.token(leases))
+    foreman.settle([worker.receipts(leases)], decide)
+    assert (foreman.state.balance, scene.escrow(), worker.caller.state.earned) == (95, 0, 5)
+    assert scene.discovery.store.worker_counts(worker.worker_id)["agreed"] == 5
+
+
+# --- another job's result ------------------------------------------------------------------------
+
+
+def test_attack_a_worker_returns_another_jobs_result(scene: Scene) -> None:
+    """It computed one job and hands its bytes and its commitment to another as well."""
+    first, second, cheat = scene.foreman(), scene.foreman(), scene.worker()
+    one, two = first.lease(), second.lease()
+    (done,), (lazy,) = cheat.tickets(one), cheat.tickets(two)
+    honest = deliver(cheat, done)
+    first.settle([honest.shown], [one.tasks[0].task_id])
+    # The receipt itself is for another lease: it changes nothing in the second job.
+    answer = second.settle([honest.shown], [two.tasks[0].task_id])
+    assert (answer.refused_receipts, answer.tasks[0].verdict) == ([0], "pending")
+    # The sealed bytes under a receipt of their own are paid, do not open, and cost it everything.
+    copied = deliver(cheat, lazy, PARTS, tokens=honest.tokens)
+    second.settle([copied.shown], [two.tasks[0].task_id])
+    assert dispute(second, lazy.lease_id, copied.tokens).verdict == "upheld"
+    scene.discovery.sweep()
+    assert scene.banned(cheat)
+    assert (first.state.balance, second.state.balance) == (99, 100)
+
+
+def test_attack_another_jobs_result_where_two_have_to_agree(scene: Scene) -> None:
+    """Sealed anew it opens, but is not what honest workers found: no pay for it."""
+    foreman, cheat, honest, third = scene.foreman(), *scene.workers(3, verified=30)
+    leased = foreman.lease(1, redundancy=2, quorum=2)
+    answered: m.Leased | m.Settled = leased
+    tasks = [leased.tasks[0].task_id]
+    verdict = None
+    while verdict is None or verdict.verdict == "more":
+        shown = []
+        for worker in (cheat, honest, third):
+            for ticket in worker.tickets(answered):
+                parts = [b"of", b"another job"] if worker is cheat else PARTS
+                shown.append(deliver(worker, ticket, parts).shown)
+        answered = foreman.settle(shown, tasks)
+        (verdict,) = answered.tasks
+    assert verdict.verdict == "accepted"
+    assert cheat.worker_id not in {key.worker_id for key in verdict.keys}
+    assert (cheat.caller.state.earned, foreman.state.balance) == (0, 98)
+    assert not scene.banned(honest)
+    assert not scene.banned(third)
+
+
+# --- many workers of one owner -------------------------------------------------------------------
+
+
+def test_attack_workers_of_one_account_agree_with_each_other(make_scene: MakeScene) -> None:
+    """Twelve workers, one account: as voices they are one, however often they say it."""
+    scene = make_scene(distinct="account")
+    foreman, owner = scene.foreman(), Caller(scene.discovery)
+    crowd: list[Worker] = [scene.worker(owner) for _ in range(12)]
+    answered: m.Leased | m.Settled = foreman.lease(6, confidence=0.99, max_replicas=16)
+    opened = [task.task_id for task in answered.tasks]
+    for _ in range(4):
+        shown = [worker.receipts(of(worker, answered), WRONG) for worker in crowd if of(worker, answered)]
+        answered = foreman.settle(shown, opened)
+        assert all(verdict.verdict in {"more", "pending"} for verdict in answered.tasks)
+        assert all(verdict.keys == [] for verdict in answered.tasks)
+    assert owner.state.earned == 0
+    assert all(scene.name(worker)["verified"] == 0 for worker in crowd)
