@@ -6,19 +6,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import caller_of
+from discovery.addresses import caller_of, plain
+from discovery.api_page import HEADERS, api_page
 from discovery.disputes import Disputes
 from discovery.explaining import Explaining
+from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.ledger import totals
-from discovery.openapi import openapi_document
+from discovery.metrics import ROUTE, exposition
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.settlement import Settlement
@@ -28,14 +31,19 @@ from discovery.trust import Trust
 from ec262 import __version__
 from ec262.errors import ProblemError
 from ec262.protocol import messages as m
-from ec262.protocol.routes import Route, routes_of
+from ec262.protocol.openapi import openapi_document
+from ec262.protocol.routes import BY_NAME, Route, routes_of
 from ec262.responses import answer_errors, problem
 
 log = logging.getLogger("ec262.discovery")
 
 
 class Api:
-    """The views, by the names of their routes."""
+    """The views, by the names of their routes.
+
+    Attributes:
+        ending: tells whether this process is about to end.
+    """
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class Api:
         disputes: Disputes,
         jobs: Jobs,
         settings: Settings,
+        gate: Gate,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -59,8 +68,11 @@ class Api:
         self._leaderboard = Leaderboard(store)
         self._statements = Statements(store)
         self._settings = settings
-        self._openapi = msgspec.json.encode(openapi_document("discovery"))
+        self._gate = gate
+        self._openapi = msgspec.json.encode(openapi_document("discovery", __version__))
+        self._page = api_page({party: openapi_document(party, __version__) for party in ("discovery", "worker")})
         self._totals_lock = threading.Lock()
+        self.ending: Callable[[], bool] = bool
         self._totals: tuple[float, tuple[int, int, int, int]] = (float("-inf"), (0, 0, 0, 0))
 
     def describe(self, account_id: str) -> m.Message:
@@ -78,6 +90,33 @@ class Api:
         """GET /openapi.json"""
         return Response(self._openapi, content_type="application/json")
 
+    def docs(self, account_id: str) -> Response:
+        """GET /docs"""
+        return Response(self._page, content_type=BY_NAME["discovery", "docs"].media, headers=HEADERS)
+
+    def metrics(self, account_id: str) -> Response:
+        """GET /metrics: for those whom the operator named.
+
+        A forwarded request is somebody else's than the address says, unless a proxy that is believed forwarded it.
+        """
+        forwarded = {"X-Forwarded-For", "Forwarded", "Via"} & set(request.headers.keys())
+        behind = plain(request.remote_addr or "127.0.0.1") in self._settings.proxies
+        if self._caller() not in self._settings.metrics or (forwarded and not behind):
+            raise ProblemError(403, "forbidden", "only addresses that --metrics names may read this")
+        made = exposition(self._store.rates, self._totals_now)
+        return Response(made, content_type=BY_NAME["discovery", "metrics"].media)
+
+    def live(self, account_id: str) -> m.Message:
+        """GET /v1/live"""
+        return m.Health(status="ok")
+
+    def ready(self, account_id: str) -> m.Message:
+        """GET /v1/ready"""
+        if self.ending():
+            raise ProblemError(503, "unavailable", "this process is about to end: ask another one")
+        self._store.ping()
+        return m.Health(status="ok")
+
     def health(self, account_id: str) -> m.Message:
         """GET /v1/health"""
         self._store.ping()
@@ -85,10 +124,7 @@ class Api:
 
     def credits(self, account_id: str) -> m.Message:
         """GET /v1/credits: added up at most once a second, because the sum costs time for every account."""
-        with self._totals_lock:
-            if time.monotonic() - self._totals[0] > 1.0:
-                self._totals = (time.monotonic(), totals(self._store))
-            minted, burnt, accounts, escrow = self._totals[1]
+        minted, burnt, accounts, escrow = self._totals_now()
         return m.Credits(minted=minted, burnt=burnt, accounts=accounts, escrow=escrow)
 
     def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
@@ -170,6 +206,12 @@ class Api:
         """POST /v1/transfers"""
         return self._statements.transfer(account_id, body)
 
+    def _totals_now(self) -> tuple[int, int, int, int]:
+        with self._totals_lock:
+            if time.monotonic() - self._totals[0] > 1.0:
+                self._totals = (time.monotonic(), totals(self._store))
+            return self._totals[1]
+
     # --- the one way in for all of them ---
 
     def blueprint(self) -> Blueprint:
@@ -177,15 +219,19 @@ class Api:
         blueprint = Blueprint("api", __name__)
         for route in routes_of("discovery"):
             blueprint.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
+        self._gate.guard(blueprint)
         return blueprint
 
     def _bind(self, route: Route) -> Callable[..., Response]:
         view = getattr(self, route.name)
 
         def answer(**path: str) -> Response:
+            request.environ[ROUTE] = route.name
             account_id = ""
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
-                account_id = self._authenticate(route)
+                account_id = self._gate.enter(route, self._caller(), partial(self._authenticate, route))
+            else:
+                self._gate.enter(route, self._caller(), str)
             if route.request is not None:
                 if request.mimetype != "application/json":
                     return problem("unsupported-media-type", "send the body as Content-Type: application/json")

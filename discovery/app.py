@@ -12,9 +12,12 @@ from discovery.api import Api, handle_errors
 from discovery.archive.files import LEDGER
 from discovery.archive.mover import Mover
 from discovery.disputes import Disputes
+from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
 from discovery.leasing import Leasing
+from discovery.limits import Limiter
+from discovery.metrics import Meter
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
@@ -37,6 +40,8 @@ class Discovery:
     trust: Trust
     settings: Settings
     mover: Mover
+    api: Api
+    meter: Meter
 
     def sweep(self) -> None:
         """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; archives the ledger.
@@ -75,8 +80,11 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
     disputes = Disputes(store, trust, leasing, settings)
-    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), settings)
+    meter = Meter(store.rates)
+    gate = Gate(Limiter(store.rates, settings), meter)
+    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), settings, gate)
     app.register_blueprint(api.blueprint())
     handle_errors(app)
+    app.wsgi_app = meter.around(app.wsgi_app)  # type: ignore[assignment,method-assign]
     mover = Mover(store.books, data_dir.absolute() / LEDGER)
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover)
+    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, api, meter)

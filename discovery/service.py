@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,17 @@ from gevent.os import make_nonblocking, nb_read
 
 from discovery.addresses import plain
 from discovery.app import Discovery, create_discovery
+from discovery.logs import start_logging
+from discovery.metrics import FLUSH_S
+from discovery.processes import (
+    DRAIN_S,
+    LISTENER_VARIABLE,
+    MOST_PROCESSES,
+    REDIS_VARIABLE,
+    inherited_listener,
+    lift_descriptor_limit,
+    supervise,
+)
 from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, PUBLIC_LIMITS, settings_for
 from discovery.store.server import start_server
 from ec262.errors import EC262Error, SetupError
@@ -33,17 +45,28 @@ examples:
   ec262 discovery --network private                    for this machine, with a store of its own
   ec262 discovery --network private --host 0.0.0.0     for a lab or a class
   ec262 discovery --network public --host 0.0.0.0 --redis redis://localhost:6379/0 --data-dir /var/lib/ec262
+  ec262 discovery --network public --processes 4 --log-format json --metrics 127.0.0.1     for production
+  ec262 discovery backup --data-dir DIR BACKUP         a copy of it all, while it runs
+  ec262 discovery restore BACKUP --data-dir NEW-DIR    and back
 
 then, on any machine:
   python worker.py -v --discovery http://THIS-HOST:26262
   curl http://THIS-HOST:26262/v1/credits
 """
 
+MOST_CONNECTIONS = 8192
+"""Open at the same time, to one process."""
+LEAD_MS = 6000
+"""A process that sweeps and says nothing for so long has another one take its place."""
+
 LIMITS = {
     "address-accounts": "accounts that may be made from an address in a day",
     "address-grants": "how many of these get starting credits",
     "account-workers": "workers of an account at a time",
     "neighbourhood-workers": "workers of a neighbourhood (/24, or /48 of IPv6) at a time",
+    "account-requests": "requests a second of an account, ten times as many at once",
+    "address-requests": "requests a second of an address, ten times as many at once",
+    "address-connections": "connections of an address to one process at a time",
 }
 
 
@@ -57,7 +80,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     made.add_argument("--port", type=int, default=26262, help="port to listen on, 0 for any (default: %(default)s)")
-    made.add_argument("--redis", metavar="URL", help="your own Redis or Valkey (6.2 or later), not an embedded one")
+    made.add_argument(
+        "--redis", metavar="URL", default=os.environ.get(REDIS_VARIABLE) or None,
+        help=f"your own Redis or Valkey (6.2 or later), not an embedded one (default: ${REDIS_VARIABLE}, which "
+        "shows no password in the list of processes)",
+    )  # fmt: skip
     made.add_argument(
         "--data-dir", metavar="DIR", type=Path, default=Path("~/.local/share/ec262/discovery").expanduser(),
         help="keys and, without --redis, the store (default: ~/.local/share/ec262/discovery)",
@@ -86,6 +113,18 @@ def parser() -> argparse.ArgumentParser:
         "--proxy", type=_address, action="append", metavar="ADDRESS",
         help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
     )  # fmt: skip
+    made.add_argument(
+        "--processes", type=_count, metavar="N",
+        help="so many processes that answer, and one that watches over them: it replaces dead ones, and at SIGHUP all, "
+        "without a failed request (default: one process, which nobody watches over)",
+    )  # fmt: skip
+    made.add_argument(
+        "--metrics", type=_address, action="append", metavar="ADDRESS",
+        help="an address that may read /metrics (for Prometheus); may be repeated (default: nobody may)",
+    )  # fmt: skip
+    made.add_argument(
+        "--log-format", choices=["text", "json"], default="text", help="json: an object a line (default: %(default)s)"
+    )
     made.add_argument("-v", "--verbose", action="store_true", help="log every request")
     made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
@@ -100,11 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(f"--starting-credits has to be from 0 to {MOST_STARTING_CREDITS}")
     if not 0 <= flags.port <= 65_535:
         parser().error("--port has to be from 0 to 65535")
-    logging.basicConfig(
-        level=logging.INFO if flags.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    start_logging(flags.log_format, verbose=flags.verbose)
+    lift_descriptor_limit()
     try:
+        if flags.processes is not None and LISTENER_VARIABLE not in os.environ:
+            return supervise(flags, list(sys.argv[1:] if arguments is None else arguments), _wait_for_parent)
         return _serve(flags)
     except (EC262Error, OSError, redis.RedisError) as reason:
         print(f"ec262 discovery: {reason}", file=sys.stderr)
@@ -121,11 +160,18 @@ def _serve(flags: argparse.Namespace) -> int:
         address_grants=flags.address_grants,
         account_workers=flags.account_workers,
         neighbourhood_workers=flags.neighbourhood_workers,
+        account_requests=flags.account_requests,
+        address_requests=flags.address_requests,
+        address_connections=flags.address_connections,
+        metrics=tuple(flags.metrics) if flags.metrics else None,
         proxies=tuple(flags.proxy) if flags.proxy else None,
     )
-    over = Event()
+    over, soon, replaced = Event(), Event(), Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, over.set)
+        gevent.signal_handler(number, _set, over, soon)
+    listener = inherited_listener()
+    if listener is not None:
+        gevent.signal_handler(signal.SIGHUP, _set, over, replaced)
     with ExitStack() as stack:
         url = flags.redis
         if url is None:
@@ -144,13 +190,28 @@ def _serve(flags: argparse.Namespace) -> int:
             discovery.app,
             flags.host,
             flags.port,
-            limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery"))),
+            limits=Limits(
+                max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery")),
+                max_connections=MOST_CONNECTIONS,
+                max_connections_address=settings.address_connections,
+                trusted=frozenset(settings.proxies),
+            ),
             access_log=log if flags.verbose else None,
+            listener=listener,
         )
         server.start()
         stack.callback(server.stop)
+        stack.callback(_drain, server, replaced, soon)
+        discovery.api.ending = over.is_set
+        discovery.meter.connections = lambda: server.connections
+        reporter = gevent.spawn(_report, discovery)
+        stack.callback(_report_last, discovery)
+        stack.callback(reporter.kill)
         discovery.mover.run = _in_thread
         stack.callback(discovery.mover.close)
+        leader = gevent.spawn(_lead, discovery)
+        stack.callback(_resign, discovery)
+        stack.callback(leader.kill)
         sweeper = gevent.spawn(_sweep, discovery)
         stack.callback(sweeper.kill)
         if flags.parent_pipe:
@@ -177,14 +238,65 @@ def _address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
 
 
+def _drain(server: Server, replaced: Event, soon: Event) -> None:
+    if replaced.is_set():
+        server.drain(DRAIN_S, soon)
+
+
+def _set(*events: Event) -> None:
+    for event in events:
+        event.set()
+
+
+def _count(text: str) -> int:
+    number = _limit(text)
+    if not 1 <= number <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be from 1 to {MOST_PROCESSES}")
+    return number
+
+
+def _lead(discovery: Discovery) -> None:
+    """Sees to it that of all processes over one Redis one sweeps. It says so in a greenlet of its own, for a sweep may
+    take longer than it leads without a word."""
+    while True:
+        try:
+            discovery.meter.leads = discovery.store.rates.lead(discovery.meter.process, LEAD_MS)
+        except redis.RedisError:
+            discovery.meter.leads = False  # the sweep says why
+        gevent.sleep(LEAD_MS / 1000 / 6)
+
+
+def _resign(discovery: Discovery) -> None:
+    """Another process need not wait until this one is found to be silent."""
+    if discovery.meter.leads:
+        with contextlib.suppress(redis.RedisError):
+            discovery.store.rates.lead(discovery.meter.process, 0)
+
+
+def _report(discovery: Discovery) -> None:
+    while True:
+        gevent.sleep(FLUSH_S)
+        with contextlib.suppress(redis.RedisError):  # it is added next time
+            discovery.meter.flush()
+
+
+def _report_last(discovery: Discovery) -> None:
+    with contextlib.suppress(redis.RedisError):
+        discovery.meter.flush(last=True)
+
+
 def _sweep(discovery: Discovery) -> None:
     while True:
         gevent.sleep(discovery.settings.sweep_every_s)
+        if not discovery.meter.leads:
+            discovery.mover.close()
+            continue
         try:
             discovery.sweep()
         except redis.RedisError as reason:
             log.error("the store does not answer; sweeping again soon: %s", reason)
         except Exception:
+            discovery.meter.count("faults|sweep")
             log.exception("a fault in sweeping; it goes on")
 
 

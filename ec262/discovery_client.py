@@ -27,6 +27,7 @@ from ec262.errors import DiscoveryUnreachable, InsufficientCredits, Malformed, N
 from ec262.protocol import messages as m
 from ec262.protocol.problems import CONTENT_TYPE
 from ec262.protocol.routes import route
+from ec262.protocol.versions import user_agent
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
@@ -112,6 +113,22 @@ class DiscoveryClient:
         if not isinstance(document, dict):
             raise NetworkError(f"{self.url} did not answer with an OpenAPI document")
         return document
+
+    def docs(self) -> str:
+        """The service's API as a page for people."""
+        return self._answer("docs", {}, None).decode()
+
+    def metrics(self) -> str:
+        """What the service counted, for Prometheus; only from addresses that its operator named."""
+        return self._answer("metrics", {}, None).decode()
+
+    def live(self) -> m.Health:
+        """Whether a process of the service answers."""
+        return self._call("live", m.Health)
+
+    def ready(self) -> m.Health:
+        """Whether a process of the service takes requests."""
+        return self._call("ready", m.Health)
 
     def health(self) -> m.Health:
         """Whether the service can do its work."""
@@ -201,7 +218,8 @@ class DiscoveryClient:
         Raises:
             Unauthorized: account or secret are wrong (401).
             InsufficientCredits: 402.
-            ProblemError: the service said no otherwise; 503 only after repeated calls.
+            ProblemError: the service said no otherwise. ``busy``, ``unavailable`` and ``rate-limited`` only after
+                repeated calls, which wait at least as long as the service says (``Retry-After``).
             DiscoveryUnreachable: no answer, also not to repeated calls.
             NetworkError: an answer that is none, or too large.
         """
@@ -218,8 +236,9 @@ class DiscoveryClient:
         until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
         pause_s = 0.05
         while True:
+            retry_s = 0.0
             try:
-                status, kind, answer = self._exchange(called.method, target, content, headers)
+                status, kind, retry_s, answer = self._exchange(called.method, target, content, headers)
             except _BROKEN as reason:
                 problem: NetworkError = DiscoveryUnreachable(
                     f"discovery at {self.url} does not answer ({_plain(reason)}); is it running there?"
@@ -228,16 +247,21 @@ class DiscoveryClient:
             else:
                 if 200 <= status < 300:
                     return answer
-                problem, cause = _problem_of(status, kind, answer), None
-                if status != 503:
-                    raise problem
+                refused = _problem_of(status, kind, answer)
+                if status != 503 and refused.code != "rate-limited":
+                    raise refused
+                problem, cause = refused, None
+                pause_s = max(pause_s, retry_s)
             if time.monotonic() + pause_s > until:
                 raise problem from cause
-            gevent.sleep(pause_s * random.uniform(0.5, 1.0))
+            gevent.sleep(max(retry_s * random.uniform(1.0, 1.2), pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(pause_s * 2, 2.0)
 
-    def _exchange(self, method: str, target: str, content: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
-        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, body."""
+    def _exchange(
+        self, method: str, target: str, content: bytes, headers: dict[str, str]
+    ) -> tuple[int, str, float, bytes]:
+        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, seconds to
+        wait before the next, body."""
         with self._turns:
             connection = self._idle.pop() if self._idle else self._connect()
             sound = False
@@ -257,7 +281,8 @@ class DiscoveryClient:
                     self._idle.append(connection)
                 else:
                     connection.close()
-            return int(response.status_code), str(response.get("content-type") or ""), b"".join(pieces)
+            kind, retry = str(response.get("content-type") or ""), str(response.get("retry-after") or "")
+            return int(response.status_code), kind, _seconds(retry), b"".join(pieces)
 
     def _connect(self) -> HTTPClient:
         connect_s, answer_s = self._timeouts_s
@@ -265,12 +290,17 @@ class DiscoveryClient:
             self._split.hostname or "",
             self._split.port or (443 if self._split.scheme == "https" else 80),
             ssl=self._split.scheme == "https",
-            headers={"User-Agent": f"ec262/{__version__}", "Accept": "application/json"},
+            headers={"User-Agent": user_agent(__version__), "Accept": "application/json"},
             connection_timeout=connect_s,
             network_timeout=answer_s,
             block_size=64 * 1024,
             concurrency=1,
         )
+
+
+def _seconds(retry: str) -> float:
+    """What a ``Retry-After`` header says; where it says a date, or nothing, the caller's own pauses do."""
+    return float(retry) if retry.isascii() and retry.isdigit() and len(retry) < 7 else 0.0
 
 
 def _problem_of(status: int, kind: str, answer: bytes) -> ProblemError:

@@ -16,6 +16,7 @@ import errno
 import logging
 import resource
 import socket as plain_socket
+import time
 from typing import Any, Self
 
 from gevent import pywsgi
@@ -40,7 +41,13 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
     handler_class = Handler
 
     def __init__(
-        self, listener: Any, app: WSGIApp, limits: Limits, max_connections: int, access_log: logging.Logger | None
+        self,
+        listener: Any,
+        app: WSGIApp,
+        limits: Limits,
+        max_connections: int,
+        access_log: logging.Logger | None,
+        shared: bool,
     ) -> None:
         self.limits = limits
         self.max_connections = max_connections
@@ -50,6 +57,8 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         # Those that wait for a request or are in its headers, longest first.
         self.waiting: collections.OrderedDict[Handler, None] = collections.OrderedDict()
         self.buffered = 0  # bytes
+        self.of_address: collections.Counter[str] = collections.Counter()
+        self.draining = False
         super().__init__(
             listener,
             app,
@@ -57,12 +66,16 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
             log=None,
             error_log=logging.getLogger(__name__),  # the application's wsgi.errors
             # Named here because pywsgi would ask the name service for it, for seconds on some machines.
-            environ={"SERVER_NAME": str(listener.getsockname()[0])},
+            # Several processes on one listener: each accepts one connection at a time, so that all get their share.
+            environ={"SERVER_NAME": str(listener.getsockname()[0]), "wsgi.multiprocess": shared},
         )
 
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
-        if self.stopping.is_set():  # accepted a moment before
+        self.of_address[_address(handler)] += 1
+        most = self.limits.max_connections_address
+        greedy = most and self.of_address[_address(handler)] > most and _address(handler) not in self.limits.trusted
+        if greedy or (self.stopping.is_set() and not self.draining):  # accepted a moment before
             handler.cut()
         if len(self.connections) > self.max_connections and self.waiting:
             longest, _ = self.waiting.popitem(last=False)
@@ -70,6 +83,9 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
 
     def leave(self, handler: Handler) -> None:
         self.connections.discard(handler)
+        self.of_address[_address(handler)] -= 1
+        if not self.of_address[_address(handler)]:
+            del self.of_address[_address(handler)]
         self.waiting.pop(handler, None)
 
 
@@ -92,6 +108,7 @@ class Server:
         limits: Limits | None = None,
         access_log: logging.Logger | None = None,
         backlog: int = 1024,
+        listener: plain_socket.socket | None = None,
     ) -> None:
         """Binds; `start` begins to accept.
 
@@ -102,6 +119,7 @@ class Server:
             limits: what it takes from strangers.
             access_log: where a line a request goes; None for nowhere.
             backlog: connections that the kernel holds until they are accepted.
+            listener: a socket of `listen` that other processes accept on as well; instead of host, port and backlog.
         Raises:
             SetupError: nobody can listen there.
         """
@@ -110,10 +128,14 @@ class Server:
         allowed = self.limits.max_connections
         if soft != resource.RLIM_INFINITY:
             allowed = min(allowed, max(soft - _OTHER_DESCRIPTORS - _RESERVE, soft // 4))
-        listener = _listen(host, port, backlog)
+        if listener is None:
+            accepting = listen(host, port, backlog)
+        else:
+            accepting = gevent_socket(fileno=listener.detach())
+            accepting.setblocking(False)
         self.host = host
-        self.port = int(listener.getsockname()[1])
-        self._server = _WSGIServer(listener, app, self.limits, allowed, access_log)
+        self.port = int(accepting.getsockname()[1])
+        self._server = _WSGIServer(accepting, app, self.limits, allowed, access_log, listener is not None)
         self.stopping: Any = self._server.stopping
         self._asked_to_stop = Event()
         self._loop = get_hub().loop
@@ -167,6 +189,24 @@ class Server:
         # A plain Event.set() from another thread would not wake this thread's loop.
         self._loop.run_callback_threadsafe(self._asked_to_stop.set)
 
+    def drain(self, timeout_s: float, soon: Event) -> None:
+        """Stops accepting, and lets every connection at rest bring one more request; `stop` then does the rest.
+
+        The answer to it says that the connection ends: so a client comes to know before it sends another request into
+        the void. For where other processes go on accepting.
+
+        Args:
+            timeout_s: seconds that this may take; it is over as soon as no connection is left.
+            soon: ends it at once.
+        """
+        self._server.draining = True
+        self._server.stopping.set()
+        self._server.close()
+        until_s = time.monotonic() + timeout_s
+        while self._server.connections and time.monotonic() < until_s and not soon.wait(timeout=0.02):
+            pass
+        self._server.draining = False
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stops accepting, lets requests in progress finish, then cuts off the rest. Idempotent.
 
@@ -209,8 +249,12 @@ def serve(
     return Server(app, host, port, limits=limits, access_log=access_log).start()
 
 
-def _listen(host: str, port: int, backlog: int) -> Any:
-    """Makes the listening socket.
+def _address(handler: Handler) -> str:
+    return str(handler.client_address[0]) if handler.client_address else ""
+
+
+def listen(host: str, port: int, backlog: int = 1024) -> Any:
+    """Makes a listening socket.
 
     Raises:
         SetupError: the address is not this machine's, or the port is taken or reserved.

@@ -20,6 +20,7 @@ from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, po
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
 from discovery.store.connection import connect
+from discovery.store.rates import Rates
 from discovery.store.reputations import VESTING_MS, Reputations
 from discovery.tasks import NEVER, Changes, Terms
 
@@ -131,6 +132,7 @@ class Store:
         self.books = Books(self._redis, self._scripts)
         self.accounts = Accounts(self._redis, self._scripts)
         self.reputations = Reputations(self._redis, self._scripts)
+        self.rates = Rates(self._redis, self._scripts)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""

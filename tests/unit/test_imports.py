@@ -59,10 +59,11 @@ DISCOVERY_ORDER = [
     *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
-    *("store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
-    *("app", "service", "__main__"),
+    *("archive.rows", "archive.files", "store.server", "store.connection", "store.rates"),
+    *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "changing", "keyring"),
+    *("ledger", "operator", "leaderboard"),
+    *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
+    *("limits", "metrics", "gate", "api_page", "api", "app", "logs", "processes", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
@@ -83,7 +84,8 @@ PURE = [
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
-    *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
+    *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy", "discovery.api_page"),
+    *("ec262.protocol.openapi", "ec262.protocol.versions"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}

@@ -1,0 +1,68 @@
+"""Gate: who may ask at all, now. Before any rule is asked: the caller's version, and how often it called."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from flask import Blueprint, Response, g, request
+
+from discovery.addresses import origins
+from discovery.limits import HELD_S, Limiter, RateLimited, cost_of
+from discovery.metrics import Meter
+from ec262.errors import ProblemError
+from ec262.protocol.routes import Route
+from ec262.responses import refuse_old
+
+_UNLIMITED = frozenset({"live", "ready", "health", "openapi", "docs", "metrics"})
+"""What whoever watches a service asks, and what costs next to nothing."""
+
+
+class Gate:
+    """In front of all views."""
+
+    def __init__(self, limiter: Limiter, meter: Meter) -> None:
+        self._limiter = limiter
+        self._meter = meter
+
+    def guard(self, blueprint: Blueprint) -> None:
+        """Has every request of an application checked, and every answer say what is left."""
+        blueprint.before_app_request(refuse_old)
+        blueprint.after_app_request(_tell_limits)
+
+    def enter(self, route: Route, address: str, authenticate: Callable[[], str]) -> str:
+        """The account that asks, if neither it nor its address asks too often.
+
+        Raises:
+            RateLimited, and what `authenticate` raises.
+        """
+        if route.name in _UNLIMITED or not self._limiter.limits:
+            return authenticate()
+        origin = origins(address)[0]
+        cost = cost_of(request.content_length or 0)
+        try:
+            self._limiter.admit(origin)
+            try:
+                account_id = authenticate()
+            except ProblemError as refused:
+                if refused.status == 401:  # guessing costs its address
+                    g.allowance = self._limiter.spend(origin, "", cost)
+                raise
+            g.allowance = self._limiter.spend(origin, account_id, cost)
+        except RateLimited as reason:
+            self._meter.count(f"limited|{reason.limit}")
+            g.wait_s = reason.wait_s
+            time.sleep(min(HELD_S, reason.wait_s))
+            raise
+        return account_id
+
+
+def _tell_limits(response: Response) -> Response:
+    """Says what is left, and when to come back."""
+    allowance = g.get("allowance")
+    if allowance is not None:
+        response.headers.update(allowance.headers())
+    if "wait_s" in g:
+        response.headers["Retry-After"] = str(max(1, math.ceil(g.wait_s)))
+    return response
