@@ -58,6 +58,7 @@ STOP_S = 15.0
 YOUNG_S = 10.0
 """A process that dies before is replaced after a pause."""
 LONGEST_PAUSE_S = 10.0
+MEND_S = 60.0
 DESCRIPTORS = 16_384
 
 
@@ -131,6 +132,7 @@ class _Store:
         self._data_dir = data_dir
         self._ephemeral = ephemeral
         self._server: RedisServer = start_server(data_dir, ephemeral=ephemeral)
+        self._gone_s = 0.0
 
     @property
     def url(self) -> str:
@@ -145,16 +147,25 @@ class _Store:
         """Starts it again if it died; returns whether it now listens somewhere else.
 
         Raises:
-            SetupError: it does not start; whoever started the supervisor has to look.
+            SetupError: it does not start for a minute; whoever started the supervisor has to look.
         """
         if self._server.alive:
             return False
         before = self._server.url
-        log.error("the store ended by itself; it is started again on what it wrote (see %s)", self._server.log_path)
-        self._server.close()
+        if not self._gone_s:
+            self._gone_s = time.monotonic()
+            log.error("the store ended by itself; it is started again on what it wrote (see %s)", self._server.log_path)
+            self._server.close()
         if self._ephemeral:
             raise SetupError("the embedded store ended, and with it everything that it was not to keep")
-        self._server = start_server(self._data_dir)
+        try:
+            self._server = start_server(self._data_dir)
+        except SetupError as reason:  # an operator's command may have started one for a moment
+            if time.monotonic() - self._gone_s > MEND_S:
+                raise
+            log.error("the store does not start yet: %s", reason)
+            return False
+        self._gone_s = 0.0
         log.warning("the store answers again")
         return self._server.url != before
 

@@ -612,6 +612,8 @@ def _write_config(data_dir: Path, log_path: Path, fsync: Fsync, listen: dict[str
         "maxmemory": "0",
         "maxmemory-policy": "noeviction",
         "timeout": "0",
+        # Whoever takes a backup is the only one who copies; there are no others to wait for.
+        "repl-diskless-sync-delay": "0",
     }
     path = data_dir / "redis.conf"
     text = "# Written at every start; changes here are lost.\n"

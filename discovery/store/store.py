@@ -127,6 +127,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._redis = connect(url)
         self._scripts = {path.stem: self._redis.register_script(path.read_text()) for path in _LUA.glob("*.lua")}
         self.books = Books(self._redis, self._scripts)

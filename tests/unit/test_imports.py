@@ -59,11 +59,12 @@ DISCOVERY_ORDER = [
     *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.server", "store.connection", "store.rates"),
+    *("archive.rows", "archive.files", "store.server", "store.connection", "store.rates", "store.dump"),
     *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "changing", "keyring"),
     *("ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
-    *("limits", "metrics", "gate", "api_page", "api", "app", "logs", "processes", "service", "__main__"),
+    *("limits", "metrics", "gate", "api_page", "api", "app", "logs", "processes", "service"),
+    *("backup", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
