@@ -17,6 +17,7 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {
     "optional": [{}, {"account": []}],
     "poll": [{"poll": []}],
 }
+_ID = {"type": "string", "pattern": "^[0-9a-f]{16,32}$"}
 _QUERY: dict[str, dict[str, Any]] = {
     "before": {"type": "integer", "minimum": 0, "maximum": 10**16 - 1},
     "limit": {"type": "integer", "minimum": 0, "maximum": 10**16 - 1},
@@ -90,7 +91,7 @@ def openapi_document(party: Party, version: str) -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "responses": _responses(route)}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[^/]+$"}}
+        {"name": name, "in": "path", "required": True, "schema": _ID}
         for name in _PARAMETER.findall(route.path)
     ]
     parameters += [{"name": name, "in": "query", "required": False, "schema": _QUERY[name]} for name in route.query]

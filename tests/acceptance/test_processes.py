@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -108,8 +109,8 @@ def test_one_process_leads_and_when_it_is_killed_another_does(tmp_path: Path) ->
         with store_of(None, tmp_path / "data") as (store, _):
 
             def leader() -> int:
-                found = store._redis.get("{ec}:leader")
-                return int(found.rsplit(b":", 1)[1]) if found else 0  # type: ignore[union-attr]
+                found: Any = store._redis.get("{ec}:leader")
+                return int(str(found.decode()).rsplit(":", 1)[1]) if found else 0
 
             until(lambda: leader() != 0, 20, "a leader")
             first = leader()
