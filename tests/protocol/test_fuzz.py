@@ -186,21 +186,21 @@ def mutated_tickets(home: Path, count: int) -> None:
         assert state_of(worker) == before
 
 
-def test_mutated_bodies_move_nothing(make_discovery: MakeDiscovery) -> None:
-    mutated_bodies(make_discovery, SHORT)
+COUNTS = pytest.mark.parametrize(
+    "count", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 
 
-def test_mutated_receipts_move_nothing(make_discovery: MakeDiscovery) -> None:
-    mutated_receipts(make_discovery, SHORT)
+@COUNTS
+def test_mutated_bodies_move_nothing(make_discovery: MakeDiscovery, count: int) -> None:
+    mutated_bodies(make_discovery, count)
 
 
-def test_mutated_tickets_are_refused(tmp_path: Path) -> None:
-    mutated_tickets(tmp_path, SHORT)
+@COUNTS
+def test_mutated_receipts_move_nothing(make_discovery: MakeDiscovery, count: int) -> None:
+    mutated_receipts(make_discovery, count)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_ten_thousand_of_each(make_discovery: MakeDiscovery, tmp_path: Path) -> None:
-    mutated_bodies(make_discovery, LONG)
-    mutated_receipts(make_discovery, LONG)
-    mutated_tickets(tmp_path, LONG)
+@COUNTS
+def test_mutated_tickets_are_refused(tmp_path: Path, count: int) -> None:
+    mutated_tickets(tmp_path, count)

@@ -1,0 +1,458 @@
+"""A service under the load of a network: workers that send heartbeats, foremen that lease and settle, and attackers.
+
+All of it is real HTTP to a service of several processes with an embedded store, as a person starts it. Workers and
+foremen are light: they compute nothing. Nobody's call is repeated, so every failure counts.
+
+    python -m benchmarks.load                            500 workers and 50 foremen for ten minutes
+    python -m benchmarks.load --attack --minutes 4       calm and under attack in turn, and how much slower that is
+    python -m benchmarks.load --throughput               foremen without a pause, by number of processes
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import psutil
+
+from ec262.discovery_client import DiscoveryClient, create_account_at
+from ec262.errors import EC262Error
+from ec262.protocol import messages as m
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+
+RIGHT = b"r" * 32
+ATTACKS = ("slow headers", "slow bodies", "half-open", "flood")
+LIMITS = ["--account-requests", "100", "--address-requests", "1000", "--address-connections", "700"]
+"""Those of a public service, but that all of its parties are on one machine."""
+START_S = 60.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the parties saw: seconds of every call by its route, and what went wrong."""
+
+    seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    errors: Counter[str] = field(default_factory=Counter)
+    settled: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How many were answered."""
+        return sum(map(len, self.seconds.values()))
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """So large a share of `seconds` is not longer; 0 where there are none."""
+    return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))] if seconds else 0.0
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+class Service:
+    """A discovery service of several processes, in a directory of its own."""
+
+    def __init__(self, directory: Path, processes: int, *flags: str) -> None:
+        command = [sys.executable, "-m", "discovery", "--port", "0", "--network", "private", *LIMITS, *flags]
+        command += ["--data-dir", str(directory / "data"), "--processes", str(processes), "--report-ready"]
+        with open(directory / "log", "ab") as log:
+            self.popen = subprocess.Popen(
+                [*command, "--parent-pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self.popen.stdout is not None
+        if not select.select([self.popen.stdout], [], [], START_S)[0]:
+            self.stop()
+            raise RuntimeError(f"the service did not start: {(directory / 'log').read_text()}")
+        self.url = str(json.loads(self.popen.stdout.readline())["url"])
+        self.memory: dict[str, int] = {}
+
+    def family(self) -> dict[str, list[psutil.Process]]:
+        """Its processes, by what they are."""
+        found: dict[str, list[psutil.Process]] = defaultdict(list)
+        supervisor = psutil.Process(self.popen.pid)
+        found["supervisor"].append(supervisor)
+        for child in supervisor.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = child.cmdline()
+                if "discovery" in words:
+                    found["web process"].append(child)
+                elif "valkey" in child.name() or "redis" in child.name():
+                    found["store"].append(child)
+        return found
+
+    def look(self) -> None:
+        """Notes the largest memory of each kind of process."""
+        for kind, processes in self.family().items():
+            for each in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.memory[kind] = max(self.memory.get(kind, 0), each.memory_info().rss)
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds so far, by kind of process."""
+        spent = {}
+        for kind, processes in self.family().items():
+            spent[kind] = sum(sum(each.cpu_times()[:2]) for each in processes)
+        return spent
+
+    def stop(self) -> int:
+        """Ends it; returns its exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        code = self.popen.wait(60)
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+
+# --- parties --------------------------------------------------------------------------------------
+
+
+class Network:
+    """Workers and foremen, a greenlet each."""
+
+    def __init__(self, url: str, *, workers: int, foremen: int, batch: int, pace_s: float, beat_s: float) -> None:
+        self.seen = Seen()
+        self._url = url
+        self._batch = batch
+        self._pace_s = pace_s
+        self._beat_s = beat_s
+        self._over = False
+        self._keys: dict[str, tuple[bytes, int]] = {}
+        self._clients: list[DiscoveryClient] = []
+        accounts = [self._account() for _ in range(max(1, workers // 10))]
+        waits = [gevent.spawn(self._enter, *accounts[number % len(accounts)]) for number in range(workers)]
+        gevent.joinall(waits, raise_error=True)
+        members = [wait.value for wait in waits]
+        self._greenlets = [gevent.spawn(self._guard, self._work, *each) for each in members]
+        self._greenlets += [
+            gevent.spawn(self._guard, self._buy, self._client(*self._account())) for _ in range(foremen)
+        ]
+
+    def _client(self, account_id: str = "", secret: str = "") -> DiscoveryClient:
+        client = DiscoveryClient(self._url, account_id, secret, retry_for_s=0.0)
+        self._clients.append(client)
+        return client
+
+    def _account(self) -> tuple[str, str]:
+        with DiscoveryClient(self._url) as client:
+            made = create_account_at(client)
+        return made.account_id, made.secret
+
+    def _enter(self, account_id: str, secret: str) -> tuple[DiscoveryClient, m.RegisterWorker]:
+        client = DiscoveryClient(self._url, account_id, secret)
+        wanted = m.RegisterWorker(
+            worker_id=os.urandom(16).hex(), boot_id=os.urandom(16).hex(), port=1, slots=4, python="3.11"
+        )
+        done = client.register_worker(wanted)
+        client.close()
+        self._keys[wanted.worker_id] = (done.worker_key, done.epoch)
+        return self._client(account_id, secret), wanted
+
+    @contextlib.contextmanager
+    def _timed(self, route: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seen.seconds[route].append(time.perf_counter() - started)
+
+    def _guard(self, party: Any, *arguments: Any) -> None:
+        while not self._over:
+            try:
+                party(*arguments)
+            except EC262Error as reason:
+                self.seen.errors[f"{type(reason).__name__}: {reason}"[:200]] += 1
+                gevent.sleep(0.5)
+
+    def _work(self, client: DiscoveryClient, wanted: m.RegisterWorker) -> None:
+        gevent.sleep(random.uniform(0, self._beat_s))
+        while not self._over:
+            with self._timed("heartbeat"):
+                client.heartbeat(wanted.worker_id, m.Heartbeat(boot_id=wanted.boot_id))
+            gevent.sleep(self._beat_s * random.uniform(0.8, 1.0))
+
+    def _buy(self, client: DiscoveryClient) -> None:
+        job_id = os.urandom(16).hex()
+        gevent.sleep(random.uniform(0, self._pace_s))
+        while not self._over:
+            started = time.monotonic()
+            wanted = m.LeaseTasks(
+                job_id=job_id,
+                idempotency_key=os.urandom(12).hex(),
+                tasks=[m.TaskWanted(input_digest=os.urandom(32)) for _ in range(self._batch)],
+                requirements=m.Requirements(python="3.11"),
+            )
+            with self._timed("lease_tasks"):
+                leased = client.lease_tasks(wanted)
+            body = m.Settle(
+                job_id=job_id, receipts=self._receipts(leased), decide=[task.task_id for task in leased.tasks]
+            )
+            with self._timed("settle"):
+                settled = client.settle(body)
+            wrong = Counter(each.verdict for each in settled.tasks if each.verdict != "accepted")
+            if wrong:
+                self.seen.errors[f"verdicts: {dict(wrong)}"] += 1
+            self.seen.settled += len(settled.tasks)
+            gevent.sleep(max(0.0, self._pace_s * random.uniform(0.8, 1.2) - (time.monotonic() - started)))
+
+    def _receipts(self, leased: m.Leased) -> list[m.SealedReceipts]:
+        leases: defaultdict[str, list[str]] = defaultdict(list)
+        for task in leased.tasks:
+            for replica in task.replicas:
+                leases[replica.worker_id].append(replica.lease_id)
+        shown = []
+        for worker_id, mine in leases.items():
+            key, epoch = self._keys[worker_id]
+            listed = [Receipt(lease_id, Kind.OK, RIGHT, [RIGHT], 0.01) for lease_id in mine]
+            token = seal_receipts(key, ReceiptBundle(worker_id, epoch, listed))
+            shown.append(m.SealedReceipts(worker_id=worker_id, token=token))
+        return shown
+
+    def run(self, seconds: float, service: Service | None = None) -> Seen:
+        """What the parties see in the next `seconds`."""
+        self.seen = Seen()
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            gevent.sleep(min(1.0, left))
+            if service is not None:
+                service.look()
+        return self.seen
+
+    def close(self) -> None:
+        """Ends all parties."""
+        self._over = True
+        gevent.killall(self._greenlets)
+        for client in self._clients:
+            client.close()
+
+
+# --- attackers ------------------------------------------------------------------------------------
+
+
+def attack(url: str, kind: str, source: str, seconds: float) -> None:
+    """Attacks a service of this machine for so long, from a loopback address of its own.
+
+    ``slow headers``, ``slow bodies``: 150 connections that send a byte a second; ``half-open``: 300 that send nothing;
+    ``flood``: 16 that ask as fast as they are answered, over connections that they open anew.
+    """
+    at = urlsplit(url)
+    assert at.hostname == "127.0.0.1"
+    assert at.port is not None
+    os.nice(19)  # it is the service that is to be measured, not this machine
+    address = (at.hostname, at.port)
+    until = time.monotonic() + seconds
+    body = b"POST /v1/accounts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{"
+    many = {"slow headers": 150, "slow bodies": 150, "half-open": 300, "flood": 16}[kind]
+    held: list[socket.socket | None] = [None] * many
+    while time.monotonic() < until:
+        for number in range(many):
+            try:
+                held[number] = _go_on(held[number], kind, address, source, body)
+            except OSError:
+                held[number] = None
+            if kind != "flood" and number % 50 == 0:
+                time.sleep(0.01)
+        if kind != "flood":
+            time.sleep(1.0)
+    for each in held:
+        if each is not None:
+            each.close()
+
+
+def _go_on(
+    sock: socket.socket | None, kind: str, address: tuple[str, int], source: str, body: bytes
+) -> socket.socket | None:
+    if sock is None:
+        sock = socket.create_connection(address, timeout=5, source_address=(source, 0))
+        sock.setblocking(False)
+        if kind == "slow bodies":
+            sock.sendall(body)
+        if kind == "flood":
+            sock.sendall(b"GET /v1/leaderboard HTTP/1.1\r\nHost: x\r\n\r\n")
+        return sock
+    with contextlib.suppress(BlockingIOError):
+        if not sock.recv(65536):
+            sock.close()
+            return None
+        if kind == "flood" and random.random() < 0.1:
+            sock.close()
+            return None
+        if kind == "flood":
+            sock.sendall(b"GET /v1/leaderboard HTTP/1.1\r\nHost: x\r\n\r\n")
+    if kind == "slow headers":
+        sock.send(b"G")
+    if kind == "slow bodies":
+        sock.send(b"x")
+    return sock
+
+
+@contextlib.contextmanager
+def attacked(url: str, seconds: float) -> Iterator[None]:
+    """All attacks at once, a process each, from four addresses."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load", "--be", kind, url, f"127.0.0.{66 + number}", str(seconds)]
+        )
+        for number, kind in enumerate(ATTACKS)
+    ]
+    try:
+        yield
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Compared:
+    """Median and 99th percentile of a route, in seconds: calm, and under attack."""
+
+    calm: list[tuple[float, float]] = field(default_factory=list)
+    attacked: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def slower(self) -> float:
+        """How much slower the median is under attack: the median of what neighbouring rounds say. 0.2: by 20 %."""
+        pairs = zip(self.calm, self.attacked, strict=False)
+        return statistics.median(attacked[0] / calm[0] - 1 for calm, attacked in pairs if calm[0])
+
+
+def under_attack(network: Network, url: str, seconds: float, rounds: int) -> tuple[dict[str, Compared], Counter[str]]:
+    """Calm and attacked rounds in turn, so that what else the machine does falls on both."""
+    compared: dict[str, Compared] = defaultdict(Compared)
+    errors: Counter[str] = Counter()
+    for number in range(2 * rounds):
+        hostile = number % 2 == 1
+        with attacked(url, seconds + 10) if hostile else contextlib.nullcontext():
+            network.run(3.0 if hostile else 1.0)  # until the attackers are there
+            seen = network.run(seconds)
+        errors += seen.errors
+        for route, measured in seen.seconds.items():
+            told = (percentile(measured, 0.5), percentile(measured, 0.99))
+            (compared[route].attacked if hostile else compared[route].calm).append(told)
+    return compared, errors
+
+
+def table(seen: Seen, seconds: float) -> str:
+    """Calls and latencies, a line each route."""
+    lines = [f"{'':14}{'calls/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'most ms':>9}"]
+    for route, measured in sorted(seen.seconds.items()):
+        at = [1000 * percentile(measured, share) for share in (0.5, 0.99, 1.0)]
+        lines.append(f"{route:14}{len(measured) / seconds:9.1f}{at[0]:9.1f}{at[1]:9.1f}{at[2]:9.1f}")
+    lines.append(f"{seen.calls} calls, {seen.settled} tasks settled, {sum(seen.errors.values())} errors")
+    return "\n".join(lines + [f"  {count} x {error}" for error, count in seen.errors.most_common(5)])
+
+
+def run_load(flags: argparse.Namespace) -> int:
+    """The whole network for so many minutes."""
+    with tempfile.TemporaryDirectory(prefix="ec262-load-") as directory:
+        service = Service(Path(directory), flags.processes)
+        network = Network(
+            service.url, workers=flags.workers, foremen=flags.foremen, batch=flags.batch, pace_s=2.0, beat_s=10.0
+        )
+        try:
+            if flags.attack:
+                rounds = max(1, int(flags.minutes * 60 / 2 / 24))
+                compared, errors = under_attack(network, service.url, 20.0, rounds)
+                for route, each in sorted(compared.items()):
+                    p50, p99 = (
+                        [1000 * statistics.median(one[at] for one in side) for side in (each.calm, each.attacked)]
+                        for at in (0, 1)
+                    )
+                    print(
+                        f"{route:14} p50 {p50[0]:.1f} ms calm, {p50[1]:.1f} attacked ({100 * each.slower:+.0f} %);  "
+                        f"p99 {p99[0]:.1f}, {p99[1]:.1f}"
+                    )
+                print(f"{sum(errors.values())} errors {dict(errors.most_common(3))}")
+                failed = bool(errors)
+            else:
+                seconds = flags.minutes * 60
+                seen = network.run(seconds, service)
+                print(table(seen, seconds))
+                failed = bool(seen.errors)
+            service.look()
+            print(", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in sorted(service.memory.items())), "at most")
+        finally:
+            network.close()
+            service.stop()
+        return _audit(Path(directory) / "data") or int(failed)
+
+
+def run_throughput(flags: argparse.Namespace) -> int:
+    """Foremen that never pause, by number of processes."""
+    print(f"{'processes':>10}{'tasks/s':>10}{'calls/s':>10}{'settle p50 ms':>15}{'CPU us/task: web':>18}{'store':>8}")
+    for processes in (1, 2, 3):
+        with tempfile.TemporaryDirectory(prefix="ec262-load-") as directory:
+            unlimited = ["--account-requests", "0", "--address-requests", "0"]
+            service = Service(Path(directory), processes, *unlimited)
+            network = Network(
+                service.url, workers=flags.workers, foremen=12, batch=flags.batch, pace_s=0.0, beat_s=20.0
+            )
+            try:
+                network.run(3.0)
+                before = service.cpu_s()
+                seconds = max(5.0, flags.minutes * 20)
+                seen = network.run(seconds)
+                spent = {kind: after - before[kind] for kind, after in service.cpu_s().items()}
+            finally:
+                network.close()
+                service.stop()
+            print(
+                f"{processes:10}{seen.settled / seconds:10.0f}{seen.calls / seconds:10.0f}"
+                f"{1000 * percentile(seen.seconds['settle'], 0.5):15.1f}"
+                f"{1e6 * spent['web process'] / seen.settled:18.0f}{1e6 * spent['store'] / seen.settled:8.0f}",
+                flush=True,
+            )
+            if seen.errors:
+                print(dict(seen.errors))
+                return 1
+    return 0
+
+
+def _audit(data: Path) -> int:
+    done = subprocess.run([sys.executable, "-m", "ec262.cli", "ledger", "verify", "--data-dir", str(data)], check=False)
+    return done.returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Flags, and what they ask for; 1 where anything went wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=500)
+    parser.add_argument("--foremen", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=20, help="tasks of a lease (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--attack", action="store_true", help="compare calm rounds with attacked ones")
+    parser.add_argument("--throughput", action="store_true", help="tasks a second of 1, 2 and 3 processes")
+    parser.add_argument("--be", nargs=4, help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    if flags.be:
+        kind, url, source, seconds = flags.be
+        attack(url, kind, source, float(seconds))
+        return 0
+    return run_throughput(flags) if flags.throughput else run_load(flags)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
