@@ -17,7 +17,6 @@ import os
 import random
 import select
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,19 +27,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
 import psutil
 
+from benchmarks.attackers import ATTACKS
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import EC262Error
 from ec262.protocol import messages as m
 from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
 
 RIGHT = b"r" * 32
-ATTACKS = ("slow headers", "slow bodies", "half-open", "flood")
-LIMITS = ["--account-requests", "100", "--address-requests", "1000", "--address-connections", "700"]
+LIMITS = ["--account-requests", "100", "--address-requests", "1000", "--anonymous-requests", "20"]
+LIMITS += ["--address-connections", "700"]
 """Those of a public service, but that all of its parties are on one machine."""
 START_S = 60.0
 
@@ -242,81 +241,28 @@ class Network:
             client.close()
 
 
-# --- attackers ------------------------------------------------------------------------------------
-
-
-def attack(url: str, kind: str, source: str, seconds: float) -> None:
-    """Attacks a service of this machine for so long, from a loopback address of its own.
-
-    ``slow headers``, ``slow bodies``: 150 connections that send a byte a second; ``half-open``: 300 that send nothing;
-    ``flood``: 16 that ask as fast as they are answered, over connections that they open anew.
-    """
-    at = urlsplit(url)
-    assert at.hostname == "127.0.0.1"
-    assert at.port is not None
-    os.nice(19)  # it is the service that is to be measured, not this machine
-    address = (at.hostname, at.port)
-    until = time.monotonic() + seconds
-    body = b"POST /v1/accounts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{"
-    many = {"slow headers": 150, "slow bodies": 150, "half-open": 300, "flood": 16}[kind]
-    held: list[socket.socket | None] = [None] * many
-    while time.monotonic() < until:
-        for number in range(many):
-            try:
-                held[number] = _go_on(held[number], kind, address, source, body)
-            except OSError:
-                held[number] = None
-            if kind != "flood" and number % 50 == 0:
-                time.sleep(0.01)
-        if kind != "flood":
-            time.sleep(1.0)
-    for each in held:
-        if each is not None:
-            each.close()
-
-
-def _go_on(
-    sock: socket.socket | None, kind: str, address: tuple[str, int], source: str, body: bytes
-) -> socket.socket | None:
-    if sock is None:
-        sock = socket.create_connection(address, timeout=5, source_address=(source, 0))
-        sock.setblocking(False)
-        if kind == "slow bodies":
-            sock.sendall(body)
-        if kind == "flood":
-            sock.sendall(b"GET /v1/leaderboard HTTP/1.1\r\nHost: x\r\n\r\n")
-        return sock
-    with contextlib.suppress(BlockingIOError):
-        if not sock.recv(65536):
-            sock.close()
-            return None
-        if kind == "flood" and random.random() < 0.1:
-            sock.close()
-            return None
-        if kind == "flood":
-            sock.sendall(b"GET /v1/leaderboard HTTP/1.1\r\nHost: x\r\n\r\n")
-    if kind == "slow headers":
-        sock.send(b"G")
-    if kind == "slow bodies":
-        sock.send(b"x")
-    return sock
-
-
 @contextlib.contextmanager
 def attacked(url: str, seconds: float) -> Iterator[None]:
-    """All attacks at once, a process each, from four addresses."""
+    """All attacks at once, a process each, from addresses of their own."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", "--be", kind, url, f"127.0.0.{66 + number}", str(seconds)]
+            [sys.executable, "-m", "benchmarks.attackers", kind, url, f"127.0.0.{66 + number}", str(seconds)],
+            stdout=subprocess.PIPE,
         )
         for number, kind in enumerate(ATTACKS)
     ]
     try:
+        for each in processes:
+            assert each.stdout is not None
+            while not select.select([each.stdout], [], [], 0)[0]:
+                gevent.sleep(0.05)
         yield
     finally:
         for each in processes:
             each.kill()
             each.wait()
+            assert each.stdout is not None
+            each.stdout.close()
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -343,7 +289,7 @@ def under_attack(network: Network, url: str, seconds: float, rounds: int) -> tup
     for number in range(2 * rounds):
         hostile = number % 2 == 1
         with attacked(url, seconds + 10) if hostile else contextlib.nullcontext():
-            network.run(3.0 if hostile else 1.0)  # until the attackers are there
+            network.run(2.0)  # until the attackers have all of their connections, or are gone
             seen = network.run(seconds)
         errors += seen.errors
         for route, measured in seen.seconds.items():
@@ -402,7 +348,7 @@ def run_throughput(flags: argparse.Namespace) -> int:
     print(f"{'processes':>10}{'tasks/s':>10}{'calls/s':>10}{'settle p50 ms':>15}{'CPU us/task: web':>18}{'store':>8}")
     for processes in (1, 2, 3):
         with tempfile.TemporaryDirectory(prefix="ec262-load-") as directory:
-            unlimited = ["--account-requests", "0", "--address-requests", "0"]
+            unlimited = ["--account-requests", "0", "--address-requests", "0", "--anonymous-requests", "0"]
             service = Service(Path(directory), processes, *unlimited)
             network = Network(
                 service.url, workers=flags.workers, foremen=12, batch=flags.batch, pace_s=0.0, beat_s=20.0
@@ -445,12 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--attack", action="store_true", help="compare calm rounds with attacked ones")
     parser.add_argument("--throughput", action="store_true", help="tasks a second of 1, 2 and 3 processes")
-    parser.add_argument("--be", nargs=4, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    if flags.be:
-        kind, url, source, seconds = flags.be
-        attack(url, kind, source, float(seconds))
-        return 0
     return run_throughput(flags) if flags.throughput else run_load(flags)
 
 

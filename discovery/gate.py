@@ -42,18 +42,18 @@ class Gate:
         origin = origins(address)[0]
         cost = cost_of(request.content_length or 0)
         try:
-            self._limiter.admit(origin)
+            self._limiter.admit(origin, anonymous=request.authorization is None)
             try:
                 account_id = authenticate()
             except ProblemError as refused:
-                if refused.status == 401:  # guessing costs its address
+                if refused.status == 401:  # guessing costs the address what it has for those without an account
                     g.allowance = self._limiter.spend(origin, "", cost)
                 raise
             g.allowance = self._limiter.spend(origin, account_id, cost)
         except RateLimited as reason:
             self._meter.count(f"limited|{reason.limit}")
             g.wait_s = reason.wait_s
-            time.sleep(min(HELD_S, reason.wait_s))
+            time.sleep(HELD_S)
             raise
         return account_id
 

@@ -1,5 +1,7 @@
 """Limits: how many requests an account and an address may make, whichever process of the service they come to.
 
+Who has work to do has an account; so an address gets few requests that no account is behind.
+
 The library `limits` (which Flask-Limiter is made of) was weighed: it takes a round trip to Redis for each limit and
 request, and charges one limit although another refuses. Here one script charges both or none.
 """
@@ -19,16 +21,23 @@ BURST_S = 10
 """An idle caller may make the requests of so many seconds at once."""
 BODY_A_REQUEST = 64 * 1024
 """A request counts as one, and as one more for each so many bytes of its body: large ones cost more to serve."""
+LEAST_WAIT_S = 1.0
+"""What Redis refused is refused for so long at least: ``Retry-After`` has whole seconds."""
 HELD_S = 1.0
 """Who goes on although it was refused is answered this late: each connection of a flood costs one answer a second."""
 _MOST_BLOCKED = 10_000
+_WHOSE = {
+    "account": "of this account",
+    "address": "from this address",
+    "anonymous": "without an account from this address",
+}
 
 
 class RateLimited(ProblemError):
     """Too many requests.
 
     Attributes:
-        limit: which one, ``account`` or ``address``.
+        limit: which one, ``account``, ``address`` or ``anonymous``.
         wait_s: after so many seconds there is room for this request.
     """
 
@@ -37,7 +46,7 @@ class RateLimited(ProblemError):
         self.wait_s = wait_s
         super().__init__(
             *(429, "rate-limited"),
-            f"too many requests of this {limit} in a short time: wait {math.ceil(wait_s)} s before the next",
+            f"too many requests {_WHOSE[limit]} in a short time: wait {math.ceil(wait_s)} s before the next",
         )
 
 
@@ -91,30 +100,36 @@ class Limiter:
         self._clock = clock
         self._address = Limit("address", settings.address_requests) if settings.address_requests else None
         self._account = Limit("account", settings.account_requests) if settings.account_requests else None
-        self.limits = bool(self._address or self._account)
+        self._anonymous = Limit("anonymous", settings.anonymous_requests) if settings.anonymous_requests else None
+        self.limits = bool(self._address or self._account or self._anonymous)
         self._blocked: dict[str, float] = {}
 
-    def admit(self, address: str) -> None:
+    def admit(self, address: str, *, anonymous: bool) -> None:
         """Refuses an address at once that was refused a moment ago.
+
+        Args:
+            anonymous: the request does not say of which account it is.
 
         Raises:
             RateLimited: it has to wait still.
         """
         self._refuse_blocked(self._address, address)
+        if anonymous:
+            self._refuse_blocked(self._anonymous, address)
 
     def spend(self, address: str, account_id: str, cost: int) -> Allowance | None:
         """Counts a request; None: nothing limits it.
 
         Args:
-            account_id: only of an account that has proven to be it: else anybody could use up its share.
+            account_id: only of an account that has proven to be it: else anybody could use up its share. Empty: no
+                account is behind the request.
 
         Raises:
             RateLimited: there is no room for it; nothing was counted.
         """
-        self._refuse_blocked(self._account, account_id)
-        asked = [
-            (limit, who) for limit, who in ((self._address, address), (self._account, account_id)) if limit and who
-        ]
+        whose, who = (self._account, account_id) if account_id else (self._anonymous, address)
+        self._refuse_blocked(whose, who)
+        asked = [(limit, each) for limit, each in ((self._address, address), (whose, who)) if limit]
         if not asked:
             return None
         good, left = self._rates.spend(
@@ -122,9 +137,12 @@ class Limiter:
         )
         if good:
             return Allowance(tuple(limit for limit, _ in asked), tuple(left))
-        (limit, who), wait_ms = max(zip(asked, (each.wait_ms for each in left), strict=True), key=lambda each: each[1])
-        self._block(f"{limit.name}:{who}", wait_ms / 1000)
-        raise RateLimited(limit.name, wait_ms / 1000)
+        (limit, refused), wait_ms = max(
+            zip(asked, (each.wait_ms for each in left), strict=True), key=lambda each: each[1]
+        )
+        wait_s = max(LEAST_WAIT_S, wait_ms / 1000)
+        self._block(f"{limit.name}:{refused}", wait_s)
+        raise RateLimited(limit.name, wait_s)
 
     def _refuse_blocked(self, limit: Limit | None, who: str) -> None:
         if limit is None or not self._blocked:

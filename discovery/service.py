@@ -66,6 +66,7 @@ LIMITS = {
     "neighbourhood-workers": "workers of a neighbourhood (/24, or /48 of IPv6) at a time",
     "account-requests": "requests a second of an account, ten times as many at once",
     "address-requests": "requests a second of an address, ten times as many at once",
+    "anonymous-requests": "requests a second of an address that no account is behind, ten times as many at once",
     "address-connections": "connections of an address to one process at a time",
 }
 
@@ -162,6 +163,7 @@ def _serve(flags: argparse.Namespace) -> int:
         neighbourhood_workers=flags.neighbourhood_workers,
         account_requests=flags.account_requests,
         address_requests=flags.address_requests,
+        anonymous_requests=flags.anonymous_requests,
         address_connections=flags.address_connections,
         metrics=tuple(flags.metrics) if flags.metrics else None,
         proxies=tuple(flags.proxy) if flags.proxy else None,

@@ -26,6 +26,7 @@ class Settings:
         neighbourhood_workers: most workers at a time in a neighbourhood (/24 of IPv4, /48 of IPv6), 0: any number.
         account_requests: requests a second of an account, 0: any number; ten seconds' worth of them at once.
         address_requests: the same of an address.
+        anonymous_requests: the same of an address, of requests that no account is behind.
         address_connections: most connections of an address at a time, to each process; 0: any number.
         metrics: addresses that may read ``/metrics``; none: nobody may.
         proxies: addresses of reverse proxies that say truly whom they speak for.
@@ -59,6 +60,7 @@ class Settings:
     neighbourhood_workers: int = 0
     account_requests: int = 0
     address_requests: int = 0
+    anonymous_requests: int = 0
     address_connections: int = 0
     metrics: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
@@ -105,7 +107,8 @@ PUBLIC_CREDITS = 12
 
 PUBLIC_LIMITS = {
     **{"address_accounts": 10, "address_grants": 2, "account_workers": 64, "neighbourhood_workers": 256},
-    **{"account_requests": 100, "address_requests": 200, "address_connections": 512},
+    **{"account_requests": 100, "address_requests": 200, "anonymous_requests": 20},
+    **{"address_connections": 512},
 }
 """What a public network allows where its operator says nothing; a private one has no such limits."""
 

@@ -147,7 +147,7 @@ class Registration:
                 self._recovered()
                 return
             except NetworkError as reason:
-                if isinstance(reason, ProblemError) and reason.status < 500:
+                if isinstance(reason, ProblemError) and reason.status < 500 and reason.code != "rate-limited":
                     raise
                 self._unreachable(reason)
             gevent.sleep(pause_s)

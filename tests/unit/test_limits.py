@@ -31,8 +31,14 @@ def limiter(make_discovery: MakeDiscovery) -> Callable[..., Limiter]:
     """Limiters over one empty store: the processes of a service."""
     discovery = make_discovery()
 
-    def make(account: int = 0, address: int = 0, clock: Callable[[], float] = time.monotonic) -> Limiter:
-        return Limiter(discovery.store.rates, Settings(account_requests=account, address_requests=address), clock)
+    def make(
+        account: int = 0, address: int = 0, anonymous: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> Limiter:
+        return Limiter(
+            discovery.store.rates,
+            Settings(account_requests=account, address_requests=address, anonymous_requests=anonymous),
+            clock,
+        )
 
     return make
 
@@ -84,9 +90,9 @@ def test_whoever_was_refused_is_refused_here_without_asking_redis(limiter: Calla
     spent(limited)
     limited._rates = None  # type: ignore[assignment]
     with pytest.raises(RateLimited):
-        limited.admit("a")
+        limited.admit("a", anonymous=True)
     clock.now_s += 1.5
-    limited.admit("a")
+    limited.admit("a", anonymous=True)
 
 
 def test_what_is_remembered_of_floods_is_bounded(
@@ -111,6 +117,16 @@ def test_large_bodies_count_for_more_and_one_larger_than_the_burst_still_passes(
     limited = limiter(address=1)
     assert spent(limited, cost=10 * BURST_S) == 1
     assert spent(limited, "b", cost=BURST_S // 2) == 2
+
+
+def test_without_an_account_an_address_has_less(limiter: Callable[..., Limiter]) -> None:
+    """The attack: a flood without an account, of which those with one at the same address know nothing."""
+    limited = limiter(address=20, anonymous=1)
+    assert BURST_S <= spent(limited, "a") < 3 * BURST_S
+    with pytest.raises(RateLimited, match="without an account"):
+        limited.admit("a", anonymous=True)
+    limited.admit("a", anonymous=False)
+    assert spent(limited, "a", "acc", most=BURST_S) == BURST_S
 
 
 def test_no_limits_cost_nothing(limiter: Callable[..., Limiter]) -> None:
