@@ -282,15 +282,24 @@ class Compared:
         return statistics.median(attacked[0] / calm[0] - 1 for calm, attacked in pairs if calm[0])
 
 
-def under_attack(network: Network, url: str, seconds: float, rounds: int) -> tuple[dict[str, Compared], Counter[str]]:
-    """Calm and attacked rounds in turn, so that what else the machine does falls on both."""
+def under_attack(
+    network: Network, service: Service, seconds: float, rounds: int
+) -> tuple[dict[str, Compared], Counter[str]]:
+    """Calm and attacked rounds in turn, so that what else the machine does falls on both.
+
+    Beside each route there is ``CPU a call``: seconds of all web processes for each call of an honest party. That is
+    what attackers cost, whatever else the machine does.
+    """
     compared: dict[str, Compared] = defaultdict(Compared)
     errors: Counter[str] = Counter()
     for number in range(2 * rounds):
         hostile = number % 2 == 1
-        with attacked(url, seconds + 10) if hostile else contextlib.nullcontext():
+        with attacked(service.url, seconds + 10) if hostile else contextlib.nullcontext():
             network.run(2.0)  # until the attackers have all of their connections, or are gone
+            before = service.cpu_s()["web process"]
             seen = network.run(seconds)
+            cpu_s = (service.cpu_s()["web process"] - before) / max(1, seen.calls)
+        seen.seconds["CPU a call"] = [cpu_s]
         errors += seen.errors
         for route, measured in seen.seconds.items():
             told = (percentile(measured, 0.5), percentile(measured, 0.99))
@@ -317,8 +326,8 @@ def run_load(flags: argparse.Namespace) -> int:
         )
         try:
             if flags.attack:
-                rounds = max(1, int(flags.minutes * 60 / 2 / 24))
-                compared, errors = under_attack(network, service.url, 20.0, rounds)
+                rounds = max(1, int(flags.minutes * 60 / 2 / 11))
+                compared, errors = under_attack(network, service, 8.0, rounds)
                 for route, each in sorted(compared.items()):
                     p50, p99 = (
                         [1000 * statistics.median(one[at] for one in side) for side in (each.calm, each.attacked)]
