@@ -91,8 +91,7 @@ def openapi_document(party: Party, version: str) -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "responses": _responses(route)}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _ID}
-        for name in _PARAMETER.findall(route.path)
+        {"name": name, "in": "path", "required": True, "schema": _ID} for name in _PARAMETER.findall(route.path)
     ]
     parameters += [{"name": name, "in": "query", "required": False, "schema": _QUERY[name]} for name in route.query]
     if parameters:

@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from discovery.app import Discovery
@@ -171,6 +172,7 @@ def mutated_tickets(home: Path, count: int) -> None:
         foreman = WorkersForeman(worker.server.port)
         leases = foreman.lease([1, 2, 3])
         good = [foreman.bundle(leases), foreman.bundle(leases[:1])]
+        push = foreman.message(leases)
         before = state_of(worker)
         mutator = Mutator()
         app = worker._api.app().test_client()
@@ -178,7 +180,7 @@ def mutated_tickets(home: Path, count: int) -> None:
             token = mutator.data(good[number % 2], good)
             if token in good:
                 continue
-            pushed = m.encode(foreman.message(leases, tickets=token))
+            pushed = m.encode(msgspec.structs.replace(push, tickets=token))
             answer = app.post("/v1/tasks", data=pushed, content_type=m.JSON)
             assert (answer.status_code, answer.get_json()["code"]) == (403, "ticket-refused")
             with pytest.raises(TicketRefused):
