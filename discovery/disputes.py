@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 
 from discovery import tasks as rules
+from discovery.beliefs import holds, opened_by_anybody, overturn
+from discovery.changes import Changes
 from discovery.changing import ATTEMPTS, fingerprints, note_changed
 from discovery.credibility import lost_dispute
 from discovery.leasing import Leasing
 from discovery.records import TaskRecord, split_lease
 from discovery.settings import Settings
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes
 from discovery.trust import Trust
 from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m
@@ -77,8 +78,8 @@ class Disputes:
             refund = 0
             if verdict == "upheld":
                 refund = rules.lose_dispute(record, number, now_ms, lost_dispute(), view, changes)
-                if not rules.opened_by_anybody(record) or not rules.holds(record, view):
-                    rules.overturn(record, view, changes)
+                if not opened_by_anybody(record) or not holds(record, view):
+                    overturn(record, view, changes)
             else:
                 rules.refuse_dispute(record, number, fee, changes)
             note_changed(records, before, self._trust.terms, changes)

@@ -8,15 +8,18 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from discovery.beliefs import hear
+from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
 from discovery.matching import assign, newcomers_of
+from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.reputations import Job
 from discovery.store.store import Conflict, Sample, Store
-from discovery.tasks import Changes, View, add_replicas, hear, next_due, price_for
+from discovery.tasks import add_replicas, next_due
 from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys

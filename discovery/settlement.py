@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from discovery import tasks as rules
+from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
@@ -12,7 +13,6 @@ from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
 from discovery.store.reputations import Job
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes, View
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
-from discovery import tasks as rules
+from discovery import beliefs
+from discovery.changes import Changes, Terms, View
 from discovery.changing import BATCH, change
 from discovery.credibility import Tally, clarity, convicted, credibility, established, unwelcome
 from discovery.keyring import Keyring
@@ -18,7 +19,7 @@ from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.reputations import Job, Suspect
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes, Terms, View
+from discovery.tasks import fall_due
 from ec262.errors import ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
@@ -103,8 +104,8 @@ class Trust:
             views = self.views(records.values())
             for record in records.values():
                 view = views[record.account_id, record.job_id]
-                if rules.settled_answers(record) and rules.rests_on_banned(record, view):
-                    rules.reconsider(record, view, changes)
+                if beliefs.settled_answers(record) and beliefs.rests_on_banned(record, view):
+                    beliefs.reconsider(record, view, changes)
 
         found = self._store.reputations.remembered(job)
         for start in range(0, len(found), BATCH):
@@ -159,10 +160,10 @@ class Trust:
                     unknown.append(task_id)
                 elif record.state is TaskState.OVERTURNED:
                     again.append(task_id)
-                elif not rules.settled_answers(record):
+                elif not beliefs.settled_answers(record):
                     unknown.append(task_id)
-                elif not rules.holds(record, views[job]):
-                    rules.overturn(record, views[job], changes)
+                elif not beliefs.holds(record, views[job]):
+                    beliefs.overturn(record, views[job], changes)
                     again.append(task_id)
 
         wanted = list(dict.fromkeys(asked.tasks))
@@ -195,7 +196,7 @@ class Trust:
         def release(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
             for record in records.values():
                 record.keep = False
-                rules.fall_due(record, now_ms, self.terms, changes)
+                fall_due(record, now_ms, self.terms, changes)
 
         found = self._store.reputations.remembered(job)
         for start in range(0, len(found), BATCH):

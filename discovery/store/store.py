@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 
 from discovery.archive.entry import encode_entry, whats_of
+from discovery.changes import NEVER, Changes, Terms
 from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
 from discovery.store.connection import connect
 from discovery.store.reputations import VESTING_MS, Reputations
-from discovery.tasks import NEVER, Changes, Terms
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"

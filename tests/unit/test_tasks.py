@@ -9,27 +9,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from discovery.beliefs import hear, overturn, reconsider, settled_answers
+from discovery.changes import NEVER, Changes, Terms, View
 from discovery.credibility import Noise, Standing, Tally
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.tasks import (
-    NEVER,
-    Changes,
-    Terms,
-    View,
     accept,
     add_replicas,
     expire_replicas,
     fall_due,
     give_up,
-    hear,
     lose_dispute,
     next_due,
-    overturn,
-    reconsider,
     record_receipt,
     refuse_dispute,
     release_unpushed,
-    settled_answers,
     verdict_on,
 )
 from discovery.verdict import Accepted, More, Pending, Undecided

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from discovery.app import Discovery
+from discovery.changes import Changes
 from discovery.credibility import NOTHING, Tally, aged, shared
-from discovery.tasks import Changes
 from ec262.protocol import messages as m
 from ec262.protocol.states import TaskState
 from tests.conftest import MakeDiscovery
