@@ -25,7 +25,7 @@ from discovery.app import Discovery, create_discovery
 from discovery.settings import Settings
 from discovery.store.server import start_server
 from ec262.protocol import messages as m
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts, tokens_digest
 
 RIGHT = hashlib.sha256(b"right").digest()
 
@@ -93,9 +93,9 @@ class Bench:
         for worker_id, mine in leases.items():
             key, epoch = self._keys[worker_id]
             listed = [Receipt(lease, Kind.OK, RIGHT, [RIGHT], 0.5) for lease in mine]
-            shown.append(
-                m.SealedReceipts(worker_id=worker_id, token=seal_receipts(key, ReceiptBundle(worker_id, epoch, listed)))
-            )
+            token = seal_receipts(key, ReceiptBundle(worker_id, epoch, listed))
+            arrived = dict.fromkeys(mine, tokens_digest([RIGHT]))
+            shown.append(m.SealedReceipts(worker_id=worker_id, token=token, arrived=arrived))
         return shown
 
     def _ask(self, wanted: m.LeaseTasks | m.Settle) -> m.Leased | m.Settled:

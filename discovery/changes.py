@@ -23,7 +23,8 @@ class JobChanges:
     Attributes:
         compared, differed: answers that were compared with others, and those that differed, by worker.
         doubts: what tallies gained in it, by ``<worker>:d`` (doubts) and ``<worker>:w`` (words).
-        effort: effort fees of undecided tasks, by account.
+        effort: effort fees with a cap, by account.
+        undelivered: results that the foreman says did not arrive, by worker.
         accepted: tasks to be remembered until it closes.
         recompute: tasks to be computed again.
     """
@@ -32,6 +33,7 @@ class JobChanges:
     differed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     doubts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     effort: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    undelivered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     accepted: list[str] = field(default_factory=list)
     recompute: list[str] = field(default_factory=list)
 
@@ -93,7 +95,7 @@ class Terms:
         vesting_ms: how long pay may not be spent.
         hold_ms: how long a lease holds a worker that was not pushed it.
         hold_leases: of so many leases that were not pushed one costs a credit.
-        effort_cap: most credits of effort fees for undecided tasks, for an account in a job.
+        effort_cap: most credits of effort fees for an account in a job, where its foreman is not at fault for certain.
         kept_ms: how long a job is remembered of which nothing is heard.
         most_share: a worker gets no less than one in so many of its capacity.
     """
@@ -119,9 +121,10 @@ class View:
         secret: what decides which tasks are spot checked.
         noise: of the job.
         noisy: the job was found to be not deterministic: no dissent in it costs reputation any more.
-        effort: effort fees that accounts had of the job.
+        effort: effort fees with a cap that accounts had of the job.
         unvested: credits of the foreman that it may not spend yet.
         doubted: workers that dissented in this foreman's own jobs.
+        undelivered: workers of whose results the foreman said in this job that they did not arrive.
     """
 
     party: str
@@ -133,6 +136,7 @@ class View:
     effort: Mapping[str, int] = field(default_factory=dict)
     unvested: int = 0
     doubted: frozenset[str] = frozenset()
+    undelivered: frozenset[str] = frozenset()
 
     def standing(self, worker_id: str) -> Standing:
         """Of a worker; one that nobody knows is a newcomer."""

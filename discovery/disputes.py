@@ -23,7 +23,7 @@ from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import decode_value
 from ec262.protocol.framing import unframe_parts
-from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
+from ec262.protocol.receipts import Kind, failure_commitment, result_commitment, tokens_digest
 from ec262.protocol.sealing import unseal
 from ec262.protocol.states import ReplicaState, TaskState
 
@@ -108,9 +108,9 @@ def judge(shown: m.Dispute, tokens: bytes, result_key: bytes, record: TaskRecord
     """Who is right, and why.
 
     Args:
-        tokens: what the receipt says of the tokens (`rules.tokens_digest`).
+        tokens: what the receipt says of the tokens (`tokens_digest`).
     """
-    if rules.tokens_digest(shown.digests) != tokens:
+    if tokens_digest(shown.digests) != tokens:
         return "unproven", "the receipt names other tokens than these: they say nothing of who made them"
     opened = {}
     for each in shown.tokens:

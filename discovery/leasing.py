@@ -397,6 +397,8 @@ class Leasing:
 
     def _fit(self, workers: list[WorkerRecord], account_id: str, view: View, *, trusting: bool) -> list[WorkerRecord]:
         """Workers that may serve an account. `trusting`: a quorum decides, whatever is known of those who answer."""
+        if view.undelivered:
+            workers = [worker for worker in workers if worker.worker_id not in view.undelivered]
         if not self._settings.own_workers:
             workers = [worker for worker in workers if worker.account_id != account_id]
         if trusting:

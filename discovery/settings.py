@@ -37,7 +37,8 @@ class Settings:
         kept_job_s: who answered what is forgotten of a job that is not closed, nor heard of for so long.
         hold_s: a lease that no foreman pushed for so long does not hold its worker.
         hold_leases: leases of a worker that were never pushed, of which the first costs their foreman a credit.
-        effort_cap: most credits that a worker's account gets of undecided tasks of one job.
+        effort_cap: most credits of effort fees that a worker's account gets in a job of undecided tasks, and of results
+            that its foreman says did not arrive.
         dispute_fee: what a dispute costs a foreman that is wrong.
         most_share: workers that take leases and return nothing get as little as one in so many.
         silent_job_s: a running job of which nothing was heard for so long is no longer shown.

@@ -24,14 +24,20 @@ from ec262.protocol.states import ReplicaState, TaskState
 SWEEP_BATCH = BATCH
 MOST_RECEIPTS = 20_000
 """Of one settlement; a foreman's has a few hundred."""
+NOT_OPEN = "it does not open, or is of another form: its worker made it wrongly, or it was changed on its way"
+NOT_OF_JOB = "they are of no task of this job, or of one that is forgotten"
+
+Refusals = dict[tuple[int, str], list[str]]
+"""Leases whose receipts do not count, by the position of their bundle and why; none: the whole bundle."""
 
 
 class _Shown:
-    """A receipt somebody showed: whose, of which epoch, for which replica of which task."""
+    """A receipt somebody showed: whose, of which epoch, for which replica of which task, and what arrived with it."""
 
-    __slots__ = ("bundle", "epoch", "number", "receipt", "task_id", "worker_id")
+    __slots__ = ("arrived", "bundle", "epoch", "number", "receipt", "task_id", "worker_id")
 
-    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt) -> None:
+    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt, arrived: bytes | None) -> None:
+        self.arrived = arrived
         self.bundle = bundle
         self.worker_id = worker_id
         self.epoch = epoch
@@ -59,10 +65,10 @@ class Settlement:
         if len(shown) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
-        lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        named_lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
-        task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
+        task_ids.update(dict.fromkeys(task_id for task_id, _ in named_lost))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
@@ -75,12 +81,15 @@ class Settlement:
             view = self._trust.views(records.values()).get(job) or self._trust.view(job)
             before = fingerprints(records)
             changes = Changes()
-            bad = set(refused)
+            bad: Refusals = {key: [] for key in refused}
+            lost = list(named_lost)
             for item in shown:
                 record = records.get(item.task_id)
-                why = "not this job's" if record is None else self._record(record, item, now_ms, view, changes)
+                why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
                 if why:
-                    bad.add(item.bundle)
+                    bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
+                if why == rules.NOT_ARRIVED:
+                    lost.append((item.task_id, item.number))
             again: dict[str, int] = {}
             for task_id, number in lost:
                 if task_id in records and number < len(records[task_id].replicas):
@@ -99,12 +108,13 @@ class Settlement:
             self._trust.hush(job, view)
             if changes.accuses:
                 self._trust.review()
-            return self._answer(job, decide, records, added, sorted(bad), _late(shown, records, decide), view)
+            return self._answer(job, decide, records, added, _refused(bad), _late(shown, records, decide), view)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
-        shown, _ = self._open([m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens])
+        sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
+        shown, _ = self._open(sealed, by_worker=True)
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
@@ -153,8 +163,10 @@ class Settlement:
         due = self._store.due(SWEEP_BATCH)
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
+            views = self._trust.views([record for record in records.values() if rules.contested(record)])
             for record in records.values():
-                rules.fall_due(record, now_ms, self._terms, changes)
+                view = views.get((record.account_id, record.job_id))
+                rules.fall_due(record, now_ms, self._terms, changes, view)
 
         self._change(due, fall_due, always=True)
         return len(due)
@@ -166,21 +178,32 @@ class Settlement:
         if done is not None and done.accuses:
             self._trust.review()
 
-    def _open(self, sealed: Sequence[m.SealedReceipts]) -> tuple[list[_Shown], list[int]]:
-        """The receipts in bundles that hold, and the positions of those that do not."""
+    def _open(self, sealed: Sequence[m.SealedReceipts], *, by_worker: bool = False) -> tuple[list[_Shown], Refusals]:
+        """The receipts in bundles that hold, and those bundles that do not.
+
+        Args:
+            by_worker: shown by the worker itself, so that nobody says what arrived.
+        """
         shown = []
-        refused = []
+        refused: Refusals = {}
         for position, item in enumerate(sealed):
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
-                shown += [_Shown(position, bundle.worker_id, bundle.epoch, receipt) for receipt in bundle.receipts]
+                shown += [
+                    _Shown(
+                        *(position, bundle.worker_id, bundle.epoch, receipt),
+                        None if by_worker else item.arrived.get(receipt.lease_id, b""),
+                    )
+                    for receipt in bundle.receipts
+                ]
             except (SealBroken, ValueError):
-                refused.append(position)
+                refused[position, NOT_OPEN] = []
         return shown, refused
 
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
         return rules.record_receipt(
-            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes)
+            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes),
+            item.arrived,
         )
 
     def _decide(
@@ -263,7 +286,7 @@ class Settlement:
         decide: Sequence[str],
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
-        refused: list[int],
+        refused: list[m.RefusedReceipts],
         late: list[m.LateReplica],
         view: View,
     ) -> m.Settled:
@@ -305,6 +328,13 @@ class Settlement:
             recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
             clarity=clarity(view.noise),
         )
+
+
+def _refused(bad: Refusals) -> list[m.RefusedReceipts]:
+    return [
+        m.RefusedReceipts(position=position, leases=leases, reason=why)
+        for (position, why), leases in sorted(bad.items())
+    ]
 
 
 def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequence[str]) -> list[m.LateReplica]:

@@ -7,7 +7,6 @@ state tables are in `ec262.protocol.states`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 
 from discovery.beliefs import teach, teach_late, unlearn, voices_of
@@ -16,14 +15,21 @@ from discovery.credibility import Tally, chance_of, credibility, established
 from discovery.payments import compensate, effort_fee, judge, price_for, refund
 from discovery.records import ReplicaRecord, TaskRecord, WorkerRecord
 from discovery.verdict import Accepted, Answer, More, Pending, Undecided, Verdict, decide, decide_credible
-from ec262.protocol.receipts import Kind, Receipt
+from ec262.protocol.receipts import Kind, Receipt, tokens_digest
 from ec262.protocol.states import (
+    AWAITED,
     ReplicaEvent,
     ReplicaState,
     TaskEvent,
     TaskState,
     advance_replica,
     advance_task,
+)
+
+NO_TOKENS = "it names no tokens: whoever has computed something has bytes to show for it"
+NOT_ARRIVED = (
+    "what arrived, as its foreman says, is not what its worker gave a receipt for: one of them is wrong, and it counts "
+    "as a receipt that its foreman withheld"
 )
 
 
@@ -52,17 +58,27 @@ def record_receipt(
     terms: Terms,
     view: View,
     changes: Changes,
+    arrived: bytes | None,
 ) -> str:
     """Records a worker's receipt: the first of a lease wins. On an accepted task it is judged at once.
 
+    Before the verdict it is an answer only once its result arrived. Who could be paid for an answer whose bytes nobody
+    has would not have to compute it.
+
+    Args:
+        arrived: what its foreman says of the tokens that arrived (`tokens_digest`), empty: that none did. None: its
+            worker shows the receipt itself, and its foreman says nothing.
+
     Returns:
-        Empty, or why the receipt does not count.
+        Empty, or why the receipt does not count; `NOT_ARRIVED` for a result that its foreman says it does not have.
     """
     if not 0 <= number < len(task.replicas):
         return "no such lease"
     replica = task.replicas[number]
     if replica.worker_id != worker_id or replica.epoch != epoch:
         return "the lease is another worker's, or from before this worker started anew"
+    if replica.state is ReplicaState.SHOWN:
+        return _arrive(task, replica, arrived, changes)
     if replica.state is not ReplicaState.OPEN:
         return ""
     if receipt.kind is Kind.REFUSED:
@@ -70,9 +86,14 @@ def record_receipt(
         refund(task, number, changes)
         changes.counts[f"worker:{worker_id}", "refused"] += 1
         return ""
-    replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_RECORDED)
+    if not receipt.token_digests:
+        return NO_TOKENS
     replica.kind, replica.commitment, replica.cpu_s = receipt.kind, receipt.commitment, receipt.cpu_s
     replica.tokens = tokens_digest(receipt.token_digests)
+    if task.state is TaskState.LEASED and arrived != replica.tokens:
+        replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_SHOWN)
+        return _arrive(task, replica, arrived, changes)
+    replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_RECORDED)
     if task.state in (TaskState.ACCEPTED, TaskState.KEPT):
         judge(task, number, now_ms, terms, changes)
         teach_late(task, replica, view, changes)
@@ -84,11 +105,6 @@ def record_receipt(
     return ""
 
 
-def tokens_digest(digests: list[bytes]) -> bytes:
-    """What is kept of a receipt's digests of a result's tokens: it is enough to recognise them by."""
-    return hashlib.sha256(b"".join(digests)).digest()
-
-
 def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) -> Verdict:
     """Whose result would count now.
 
@@ -98,7 +114,7 @@ def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) ->
     answers: list[Answer] = []
     outstanding = ran = 0
     for replica in task.replicas:
-        if replica.state is ReplicaState.OPEN:
+        if replica.state in AWAITED:
             ran += 1
             outstanding += not replica.lost
         elif replica.state is not ReplicaState.REFUSED:
@@ -127,16 +143,20 @@ def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) ->
 
 def waited_for(task: TaskRecord, *, after: int) -> list[int]:
     """Numbers of the replicas past `after` that are out and not given up."""
-    return [n for n, r in enumerate(task.replicas) if n > after and r.state is ReplicaState.OPEN and not r.lost]
+    return [n for n, r in enumerate(task.replicas) if n > after and r.state in AWAITED and not r.lost]
 
 
 def still_out(task: TaskRecord) -> bool:
     """Whether an answer can still come, also of a worker that nobody waits for any more."""
-    return any(replica.state is ReplicaState.OPEN for replica in task.replicas)
+    return any(replica.state in AWAITED for replica in task.replicas)
 
 
 def accept(task: TaskRecord, verdict: Accepted, now_ms: int, terms: Terms, view: View, changes: Changes) -> None:
-    """Makes an answer the task's result: pays who gave it, refunds what others would have cost, teaches of both."""
+    """Makes an answer the task's result: pays who gave it, refunds what others would have cost, teaches of both.
+
+    A receipt whose result did not arrive is judged like one that comes late: whoever committed itself to the same has
+    computed it.
+    """
     task.state = advance_task(task.state, TaskEvent.BELIEVED)
     task.kind, task.commitment = verdict.answer
     task.reached = verdict.confidence or 0.0
@@ -151,35 +171,34 @@ def accept(task: TaskRecord, verdict: Accepted, now_ms: int, terms: Terms, view:
     for number, replica in enumerate(task.replicas):
         if replica.state is ReplicaState.REPORTED:
             judge(task, number, now_ms, terms, changes)
+        elif replica.state is ReplicaState.SHOWN:
+            if _is_contested(replica) and (replica.kind, replica.commitment) != verdict.answer:
+                _shift_work(replica, changes)
+            judge(task, number, now_ms, terms, changes)
+            teach_late(task, replica, view, changes)
 
 
 def give_up(task: TaskRecord, now_ms: int, terms: Terms, view: View, changes: Changes) -> None:
     """Ends the task without a result: no keys, and nobody's reputation changes.
 
     Established workers get the effort fee, unless most answers are alike and theirs is another: up to `effort_cap` for
-    their account in this job. All else goes back.
+    their account in this job. All else goes back. Of receipts whose results did not arrive none makes a majority.
     """
     task.state = advance_task(task.state, TaskEvent.GAVE_UP)
     task.forget_ms = now_ms + terms.settled_ms
     reported = [number for number, replica in enumerate(task.replicas) if replica.state is ReplicaState.REPORTED]
     groups = Counter((task.replicas[number].kind, task.replicas[number].commitment) for number in reported)
     majority = next((answer for answer, count in groups.items() if 2 * count > len(reported)), None)
-    effort = changes.jobs[task.account_id, task.job_id].effort if reported else {}
-    for number in reported:
-        replica = task.replicas[number]
-        fee = effort_fee(replica)
-        account = replica.worker_account
-        owed = (
-            majority in (None, (replica.kind, replica.commitment))
-            and established(view.standing(replica.worker_id))
-            and view.effort.get(account, 0) + effort.get(account, 0) + fee <= terms.effort_cap
-        )
-        if owed:
-            effort[account] += fee
-            compensate(task, number, now_ms, terms, changes)
-        else:
-            replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
-            refund(task, number, changes)
+    for number, replica in enumerate(task.replicas):
+        if replica.state in (ReplicaState.REPORTED, ReplicaState.SHOWN):
+            if _is_contested(replica):
+                _shift_work(replica, changes)
+            alike = majority in (None, (replica.kind, replica.commitment))
+            if alike and _earns_effort(task, replica, terms, view, changes):
+                compensate(task, number, now_ms, terms, changes)
+            else:
+                replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
+                refund(task, number, changes)
 
 
 def expire_replicas(task: TaskRecord, numbers: list[int], changes: Changes) -> None:
@@ -224,9 +243,20 @@ def release_unpushed(
     refund(task, number, changes, less=fee)
 
 
-def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes) -> None:
+def contested(task: TaskRecord) -> bool:
+    """Whether foreman and worker contradict each other: one shows a receipt, the other says that it has no result."""
+    return any(_is_contested(replica) for replica in task.replicas)
+
+
+def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes, view: View | None = None) -> None:
     """What time does: replicas past deadline and grace leave escrow, those that answered with the effort fee; a task
     with nothing left ends.
+
+    Where foreman and worker contradict each other nobody can tell who is right. A worker that is established gets the
+    effort fee, up to `effort_cap` for its account in this job.
+
+    Args:
+        view: wanted where it is `contested`.
     """
     for number in task.holding:
         replica = task.replicas[number]
@@ -239,7 +269,16 @@ def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes) -> N
     if held and _last_ms(task, terms) <= now_ms:
         # Answers that nobody settled while anything was out.
         for number in held:
-            compensate(task, number, now_ms, terms, changes)
+            replica = task.replicas[number]
+            owed = True
+            if _is_contested(replica):
+                _shift_work(replica, changes)
+                owed = view is not None and _earns_effort(task, replica, terms, view, changes)
+            if owed:
+                compensate(task, number, now_ms, terms, changes)
+            else:
+                replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
+                refund(task, number, changes)
     if task.state is TaskState.LEASED and not task.holding and _last_ms(task, terms) <= now_ms:
         task.state = advance_task(task.state, TaskEvent.ALL_FELL_DUE)
         task.forget_ms = now_ms + terms.settled_ms
@@ -297,6 +336,41 @@ def refuse_dispute(task: TaskRecord, number: int, fee: int, changes: Changes) ->
     changes.move(f"account:{task.account_id}", f"account:{replica.worker_account}", fee)
     changes.counts[f"account:{task.account_id}", "spent"] += fee
     changes.counts[f"account:{replica.worker_account}", "earned"] += fee
+
+
+def _arrive(task: TaskRecord, replica: ReplicaRecord, arrived: bytes | None, changes: Changes) -> str:
+    """What a known receipt becomes by what its foreman says of the result. Arguments and result as `record_receipt`."""
+    if arrived is None:
+        return ""
+    if arrived == replica.tokens:
+        replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_RECORDED)
+        return ""
+    changes.jobs[task.account_id, task.job_id].undelivered[replica.worker_id] += 1
+    return NOT_ARRIVED
+
+
+def _is_contested(replica: ReplicaRecord) -> bool:
+    return replica.state is ReplicaState.SHOWN and replica.lost
+
+
+def _shift_work(replica: ReplicaRecord, changes: Changes) -> None:
+    """Nobody but the worker says that it computed what did not arrive: it is given less from now on. Its name does not
+    suffer by its foreman's word."""
+    changes.counts[f"worker:{replica.worker_id}", "undelivered"] += 1
+    changes.halved.add(replica.worker_id)
+
+
+def _earns_effort(task: TaskRecord, replica: ReplicaRecord, terms: Terms, view: View, changes: Changes) -> bool:
+    """Whether an effort fee with a cap is owed; notes that it is paid."""
+    effort = changes.jobs[task.account_id, task.job_id].effort
+    account, fee = replica.worker_account, effort_fee(replica)
+    owed = (
+        established(view.standing(replica.worker_id))
+        and view.effort.get(account, 0) + effort.get(account, 0) + fee <= terms.effort_cap
+    )
+    if owed:
+        effort[account] += fee
+    return owed
 
 
 def _last_ms(task: TaskRecord, terms: Terms) -> int:

@@ -55,6 +55,7 @@ class Trust:
             effort=known.effort,
             unvested=known.unvested,
             doubted=known.standings.doubted(),
+            undelivered=known.undelivered,
         )
 
     def views(self, records: Iterable[TaskRecord], sample: Sequence[WorkerRecord] = ()) -> dict[Job, View]:

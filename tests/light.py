@@ -23,7 +23,7 @@ from typing import Any
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import ProblemError, TicketRefused
 from ec262.protocol import messages as m
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts, tokens_digest
 from ec262.protocol.tickets import Ticket, open_tickets
 
 PATIENCE_S = 60.0
@@ -58,7 +58,7 @@ class LightWorker:
         worker = self
 
         class Handler(BaseHTTPRequestHandler):
-            """Takes a bundle of tickets, answers with a bundle of receipts."""
+            """Takes a bundle of tickets, answers with a bundle of receipts and what it delivers with them."""
 
             def do_POST(self) -> None:
                 token = self.rfile.read(int(self.headers["Content-Length"]))
@@ -85,14 +85,19 @@ class LightWorker:
         )
 
     def answer(self, token: bytes) -> bytes:
-        """Receipts for what a foreman pushed; raises `TicketRefused`."""
+        """Receipts for what a foreman pushed, and digests of the results; raises `TicketRefused`."""
         known = self.registered
         bundle = open_tickets(known.worker_key, token, worker_id=self.worker_id, epoch=known.epoch)
         with self.turn:
             for ticket in bundle.tickets:
                 self.answered.setdefault(ticket.lease_id, (time.monotonic(), self.compute(bundle.job_id, ticket)))
             receipts = [self.answered[ticket.lease_id][1] for ticket in bundle.tickets]
-        return seal_receipts(known.worker_key, ReceiptBundle(self.worker_id, known.epoch, receipts))
+        shown = m.SealedReceipts(
+            worker_id=self.worker_id,
+            token=seal_receipts(known.worker_key, ReceiptBundle(self.worker_id, known.epoch, receipts)),
+            arrived={receipt.lease_id: tokens_digest(receipt.token_digests) for receipt in receipts},
+        )
+        return m.encode(shown)
 
     def compute(self, job_id: str, ticket: Ticket) -> Receipt:
         chance = hashlib.sha256(ticket.lease_id.encode() + ticket.input_digest).digest()[0]
@@ -288,12 +293,12 @@ class LightForeman:
                 connection = http.client.HTTPConnection(worker.address, worker.port, timeout=20)
                 connection.request("POST", "/", body=worker.tickets)
                 answer = connection.getresponse()
-                token = answer.read()
+                body = answer.read()
                 connection.close()
             except (OSError, http.client.HTTPException):
-                token = b""
-            if token:
-                receipts.append(m.SealedReceipts(worker_id=worker.worker_id, token=token))
+                body = b""
+            if body:
+                receipts.append(m.decode(m.SealedReceipts, body))
             else:
                 lost += [r.lease_id for task in tasks for r in task.replicas if r.worker_id == worker.worker_id]
         return receipts, lost

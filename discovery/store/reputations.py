@@ -61,7 +61,8 @@ class Known:
         party: of the foreman.
         unvested: credits of its balance that may not be spent yet.
         noise, noisy: of the job.
-        effort: effort fees of undecided tasks that accounts had of the job.
+        effort: effort fees with a cap that accounts had of the job.
+        undelivered: workers of whose results its foreman said that they did not arrive.
         standings: by worker.
     """
 
@@ -70,6 +71,7 @@ class Known:
     noise: Noise
     noisy: bool
     effort: dict[str, int]
+    undelivered: frozenset[str]
     standings: Standings
 
 
@@ -106,7 +108,7 @@ class Reputations:
         found = self._scripts["standings"](
             args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
         )
-        party, unvested, answers, compared, differed, noisy, effort, *shared, own = found
+        party, unvested, answers, compared, differed, noisy, effort, undelivered, *shared, own = found
         standings = Standings()
         for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
             verified, doubts, words, banned, auditor = fields
@@ -121,6 +123,7 @@ class Reputations:
             noise=Noise(max(0, answers), compared, differed),
             noisy=bool(noisy),
             effort={account.decode(): int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
+            undelivered=frozenset(worker.decode() for worker in undelivered),
             standings=standings,
         )
 
@@ -230,7 +233,8 @@ class Reputations:
         """Forgets what is known of a job beside the records of its tasks; of these `task_ids` are not kept any more."""
         key = _key(job)
         pipeline = self._redis.pipeline(transaction=True)
-        pipeline.delete(key, *(f"{key}:{name}" for name in ("compared", "differed", "doubts", "effort", "recompute")))
+        names = ("compared", "differed", "doubts", "effort", "undelivered", "recompute")
+        pipeline.delete(key, *(f"{key}:{name}" for name in names))
         for start in range(0, len(task_ids), 1000):
             pipeline.srem(f"{key}:tasks", *task_ids[start : start + 1000])
         pipeline.srem(f"{_PREFIX}closing", _name(job))

@@ -226,8 +226,8 @@ class Store:
         }
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
-        """A worker's counters: agreed, dissented, refused, expired, earned."""
-        names = ["agreed", "dissented", "refused", "expired", "earned"]
+        """A worker's counters: agreed, dissented, refused, expired, undelivered, earned."""
+        names = ["agreed", "dissented", "refused", "expired", "undelivered", "earned"]
         values = self._redis.hmget(f"{_PREFIX}worker:{worker_id}", names)
         return {name: _int(value) for name, value in zip(names, values, strict=True)}  # type: ignore[arg-type]
 
@@ -321,7 +321,7 @@ class Store:
                         (
                             *(f"{account}:{job}", sum(each.compared.values())),
                             *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(each.accepted, each.recompute),
+                            *(_flat(each.undelivered), each.accepted, each.recompute),
                         )
                         for (account, job), each in changes.jobs.items()
                     ],
@@ -382,9 +382,9 @@ class Store:
 
 def _share(changes: Changes, worker_id: str) -> int:
     """What becomes of a worker's share: 1 whole again, -1 halved."""
-    if worker_id in changes.restored:
-        return 1
-    return -1 if worker_id in changes.halved else 0
+    if worker_id in changes.halved:
+        return -1
+    return 1 if worker_id in changes.restored else 0
 
 
 def _flat(counts: dict[str, int]) -> list[str | int]:

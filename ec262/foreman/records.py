@@ -81,11 +81,12 @@ class Pushed(Record, frozen=True, array_like=True, tag="pushed"):
 
 
 class Came(Record, frozen=True, array_like=True, tag="came"):
-    """Results came, with the receipts that they are settled with."""
+    """Results came, with the receipts that they are settled with. `arrived`: as discovery is told."""
 
     worker_id: str
     receipts: bytes
     results: list[tuple[str, list[bytes]]]
+    arrived: dict[str, bytes] = {}
 
 
 class Decided(Record, frozen=True, array_like=True, tag="decided"):

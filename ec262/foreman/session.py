@@ -207,6 +207,20 @@ class Session:
         log.info("worker %s %s: %d tasks given up", worker_id, why, len(gone))
         if self.journal is not None:
             self.journal.given_up([replica.lease_id for _, replica in gone])
+        self._do_without(worker_id, gone, why, started=started)
+
+    def reject(self, worker_id: str, lease_ids: Sequence[str], why: str) -> None:
+        """Discovery does not take a worker's receipts for results that came: they are as good as lost."""
+        gone = self.schedule.rejected(worker_id, lease_ids)
+        if not gone:
+            return
+        log.warning("worker %s: its receipts for %d tasks do not count: %s", worker_id, len(gone), why)
+        self.dissenters.add(worker_id)
+        for task, _ in gone:
+            task.shunned.add(worker_id)
+        self._do_without(worker_id, gone, "gave no receipt that counts", started=True)
+
+    def _do_without(self, worker_id: str, gone: list[tuple[Task, Replica]], why: str, *, started: bool) -> None:
         policy = self.policy
         for task, replica in gone:
             self.lost.append(replica.lease_id)

@@ -163,8 +163,6 @@ class Settling:
             session.accepted.recall(settled.recompute)
         if settled.clarity < session.answers.clarity:
             self._note_clarity(settled.clarity)
-        if settled.refused_receipts:
-            log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
         for worker in settled.workers:
             session.know(worker)
         self._book(settled)
@@ -188,6 +186,9 @@ class Settling:
                     pending.append(task)
             else:
                 session.start_over(task, verdict.reason or "discovery forgot the task")
+        for refused in settled.refused_receipts:
+            bundle = receipts[refused.position]
+            session.reject(bundle.worker_id, refused.leases or list(bundle.arrived), refused.reason)
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
 

@@ -41,6 +41,8 @@ Platform = Annotated[
 
 MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
+MAX_ARRIVED = 20_000
+"""Results that arrive with one bundle of receipts."""
 MAX_CAPABILITIES = 16
 MOST_ASKED = 100
 """Credits a unit that a worker may ask for."""
@@ -295,10 +297,15 @@ class Leased(Message, frozen=True, kw_only=True):
 
 
 class SealedReceipts(Message, frozen=True, kw_only=True):
-    """A receipt bundle as the worker sealed it."""
+    """A receipt bundle as the worker sealed it, and the results that arrived with it.
+
+    `arrived` names a result by SHA-256 over the SHA-256 of its sealed tokens, by lease. A result that is not named did
+    not arrive.
+    """
 
     worker_id: Id
     token: Token
+    arrived: Annotated[dict[LeaseId, Digest], Meta(max_length=MAX_ARRIVED)] = {}
 
 
 class Settle(Message, frozen=True, kw_only=True):
@@ -353,6 +360,17 @@ class LateReplica(Message, frozen=True, kw_only=True):
     paid: bool
 
 
+class RefusedReceipts(Message, frozen=True, kw_only=True):
+    """Receipts that do not count, by the position of their bundle; without `leases` the whole bundle.
+
+    `reason` says why, and whose fault that may be.
+    """
+
+    position: int
+    leases: list[str] = []
+    reason: str
+
+
 class Settled(Message, frozen=True, kw_only=True):
     """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
 
@@ -364,7 +382,7 @@ class Settled(Message, frozen=True, kw_only=True):
     tasks: list[TaskVerdict]
     late: list[LateReplica] = []
     workers: list[AssignedWorker]
-    refused_receipts: list[int]
+    refused_receipts: list[RefusedReceipts]
     balance: int
     recompute: list[str] = []
     clarity: float = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +13,15 @@ from discovery.app import Discovery
 from discovery.ledger import verify
 from ec262.protocol import messages as m
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import (
+    Kind,
+    Receipt,
+    ReceiptBundle,
+    digests_of,
+    result_commitment,
+    seal_receipts,
+    tokens_digest,
+)
 from ec262.protocol.sealing import seal
 from ec262.protocol.tickets import Ticket
 from tests.parties import Caller, Foreman, Problem, Worker
@@ -63,11 +70,12 @@ def deliver(
 ) -> Delivery:
     """An honest result and its receipt, unless told otherwise."""
     made = [seal(ticket.result_key, frame_parts(list(parts)))] if tokens is None else list(tokens)
-    digests = [hashlib.sha256(token).digest() for token in made]
+    digests = digests_of(made)
     receipt = Receipt(ticket.lease_id, kind, commitment or result_commitment(list(parts)), digests, 0.5)
     bundle = ReceiptBundle(worker.worker_id, worker.registered.epoch, [receipt])
     token = seal_receipts(worker.registered.worker_key, bundle)
-    return Delivery(made, receipt, m.SealedReceipts(worker_id=worker.worker_id, token=token))
+    arrived = {ticket.lease_id: tokens_digest(digests)}
+    return Delivery(made, receipt, m.SealedReceipts(worker_id=worker.worker_id, token=token, arrived=arrived))
 
 
 class Scene:
@@ -136,7 +144,7 @@ def dispute(foreman: Foreman, lease_id: str, tokens: Sequence[bytes]) -> m.Dispu
     body = m.Dispute(
         job_id=foreman.job_id,
         lease_id=lease_id,
-        digests=[hashlib.sha256(token).digest() for token in tokens],
+        digests=digests_of(tokens),
         tokens=[m.ShownToken(position=position, token=token) for position, token in enumerate(tokens)],
     )
     return foreman.call("POST", "/v1/disputes", m.Disputed, body)

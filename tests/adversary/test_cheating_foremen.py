@@ -16,7 +16,7 @@ from ec262.protocol.receipts import Kind, open_receipts, result_commitment
 from ec262.protocol.sealing import seal, unseal
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import At, Scene, attempted, deliver, dispute, of, send, together
-from tests.parties import RIGHT, WRONG, Problem, Worker
+from tests.parties import RIGHT, WRONG, Problem, Worker, refusals
 
 OTHER = [b"another", b"result"]
 
@@ -338,7 +338,7 @@ def test_attack_learning_a_small_result_by_settling_with_a_guess(scene: Scene) -
     for key in (leased.poll_key, leased.program_key, leased.tasks[0].input_key, bytes(32)):
         guess = worker.token([ticket.lease_id], result_commitment([b"yes"]), key=key)
         answer = foreman.settle([m.SealedReceipts(worker_id=worker.worker_id, token=guess)], [leased.tasks[0].task_id])
-        assert (answer.refused_receipts, answer.tasks[0].verdict) == ([0], "pending")
+        assert (refusals(answer), answer.tasks[0].verdict) == ([0], "pending")
     assert foreman.state.escrow == 1
 
 

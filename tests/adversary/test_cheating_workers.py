@@ -13,7 +13,7 @@ from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commit
 from ec262.protocol.sealing import seal
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import PARTS, Scene, attempted, deliver, dispute, of, send
-from tests.parties import RIGHT, WRONG, Caller, Problem, Worker
+from tests.parties import RIGHT, WRONG, Caller, Problem, Worker, made_for, refusals
 
 # --- junk ----------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ def test_attack_a_worker_returns_everything_twice(scene: Scene) -> None:
     foreman, worker = scene.foreman(), scene.worker()
     leased = foreman.lease(5)
     leases, decide = of(worker, leased), [task.task_id for task in leased.tasks]
-    double = Receipt(leases[0], Kind.OK, RIGHT, [], 0.5)
+    double = Receipt(leases[0], Kind.OK, RIGHT, made_for(leases[0]), 0.5)
     bundle = ReceiptBundle(worker.worker_id, worker.registered.epoch, [double] * 50)
     many = seal_receipts(worker.registered.worker_key, bundle)
     shown = [worker.receipts(leases), worker.receipts(leases), m.SealedReceipts(worker_id=worker.worker_id, token=many)]
@@ -229,7 +229,7 @@ def test_attack_a_worker_returns_another_jobs_result(scene: Scene) -> None:
     first.settle([honest.shown], [one.tasks[0].task_id])
     # The receipt itself is for another lease: it changes nothing in the second job.
     answer = second.settle([honest.shown], [two.tasks[0].task_id])
-    assert (answer.refused_receipts, answer.tasks[0].verdict) == ([0], "pending")
+    assert (refusals(answer), answer.tasks[0].verdict) == ([0], "pending")
     # The sealed bytes under a receipt of their own are paid, do not open, and cost it everything.
     copied = deliver(cheat, lazy, PARTS, tokens=honest.tokens)
     second.settle([copied.shown], [two.tasks[0].task_id])

@@ -20,7 +20,7 @@ from ec262.mapreduce.program import map_header
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_pairs
 from ec262.protocol.framing import frame_parts, parts_digest
-from ec262.protocol.receipts import Kind
+from ec262.protocol.receipts import Kind, digests_of, tokens_digest
 from ec262.protocol.sealing import seal
 from ec262.serving import Server
 from ec262.worker.service import Worker as RealWorker
@@ -294,7 +294,8 @@ def test_attack_reusing_a_ticket(make_scene: MakeScene, tmp_path: Path) -> None:
         assert lease.push(3)[0] == 200
         assert lease.push(4)[0] == 200, "nor for other bytes"
         assert worker.holdings.taken == 1
-        shown = m.SealedReceipts(worker_id=standing.worker_id, token=first.receipts)
+        arrived = {each.lease_id: tokens_digest(digests_of(each.tokens)) for each in first.results}
+        shown = m.SealedReceipts(worker_id=standing.worker_id, token=first.receipts, arrived=arrived)
         foreman.job_id = lease.http.job_id
         assert foreman.settle([shown], [lease.task.task_id]).tasks[0].verdict == "accepted"
         lease.push(3)

@@ -11,7 +11,15 @@ import pytest
 from discovery.app import Discovery
 from ec262.protocol import messages as m
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import (
+    Kind,
+    Receipt,
+    ReceiptBundle,
+    digests_of,
+    result_commitment,
+    seal_receipts,
+    tokens_digest,
+)
 from ec262.protocol.sealing import seal
 from ec262.protocol.states import TaskState
 from tests.conftest import MakeDiscovery
@@ -37,11 +45,12 @@ class Sold:
         framed = frame_parts(PARTS) if plain is None else plain
         cut = [framed[: len(framed) // 2], framed[len(framed) // 2 :]]
         self.tokens = list(tokens) if tokens is not None else [seal(ticket.result_key, piece) for piece in cut]
-        digests = [hashlib.sha256(token).digest() for token in self.tokens]
+        digests = digests_of(self.tokens)
         receipt = Receipt(self.lease_id, Kind.OK, result_commitment(PARTS), digests, 0.5)
         bundle = ReceiptBundle(self.worker.worker_id, self.worker.registered.epoch, [receipt])
         token = seal_receipts(self.worker.registered.worker_key, bundle)
-        shown = m.SealedReceipts(worker_id=self.worker.worker_id, token=token)
+        arrived = {self.lease_id: tokens_digest(digests)}
+        shown = m.SealedReceipts(worker_id=self.worker.worker_id, token=token, arrived=arrived)
         (self.verdict,) = self.foreman.settle([shown], [self.task.task_id]).tasks
         assert self.verdict.verdict == "accepted"
 

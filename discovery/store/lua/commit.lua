@@ -18,7 +18,8 @@
 --   {ec}:job:<account>:<job>  hash: answers (that were compared), noisy; and beside it
 --     :compared, :differed    hashes: worker -> answers that were compared, and those that differed
 --     :doubts                 hash: <worker>:d, <worker>:w -> what tallies gained in this job
---     :effort                 hash: account -> effort fees it had of undecided tasks
+--     :effort                 hash: account -> effort fees with a cap that it had
+--     :undelivered            hash: worker -> results that the foreman says did not arrive
 --     :tasks, :recompute      sets: accepted tasks that are remembered, and those of them that are to be computed again
 --   {ec}:pool:<class>         set: workers alive that have a slot free
 --   {ec}:pool:<class>+<capability>  set: those of them that have the capability
@@ -33,8 +34,8 @@
 --   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
 --   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
 --   lessons:  [[worker id, party, verified, doubts, words], ...]
---   jobs:     [[account:job, answers, compared, differed, doubts, effort, accepted, recompute], ...]: hashes as
---             [field, delta, ...], sets as [id, ...]
+--   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute], ...]: hashes
+--             as [field, delta, ...], sets as [id, ...]
 --   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
 --   hush: account:job whose doubts are taken back, which happens once, or ""
@@ -168,7 +169,7 @@ if c.hush ~= '' then redis.call('HSET', P .. 'job:' .. c.hush, 'noisy', 1) end
 for _, j in ipairs(c.jobs) do
   local key = P .. 'job:' .. j[1]
   if j[2] ~= 0 then redis.call('HINCRBY', key, 'answers', j[2]) end
-  for n, name in ipairs({':compared', ':differed', ':doubts', ':effort'}) do
+  for n, name in ipairs({':compared', ':differed', ':doubts', ':effort', ':undelivered'}) do
     local pairs_ = j[2 + n]
     for at = 1, #pairs_, 2 do
       if redis.call('HINCRBY', key .. name, pairs_[at], pairs_[at + 1]) <= 0 then
@@ -176,8 +177,8 @@ for _, j in ipairs(c.jobs) do
       end
     end
   end
-  in_pieces('SADD', key .. ':tasks', j[7])
-  in_pieces('SADD', key .. ':recompute', j[8])
+  in_pieces('SADD', key .. ':tasks', j[8])
+  in_pieces('SADD', key .. ':recompute', j[9])
   redis.call('ZADD', P .. 'open', c.kept, j[1])
 end
 
