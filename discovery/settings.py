@@ -39,7 +39,7 @@ class Settings:
         hold_leases: leases of a worker that were never pushed, of which the first costs their foreman a credit.
         effort_cap: most credits of effort fees that a worker's account gets in a job of undecided tasks, and of results
             that its foreman says did not arrive.
-        dispute_fee: what a dispute costs a foreman that is wrong.
+        dispute_fee: what a dispute costs a foreman that is wrong, as far as it has it.
         most_share: workers that take leases and return nothing get as little as one in so many.
         silent_job_s: a running job of which nothing was heard for so long is no longer shown.
         ended_job_s: how long a job is shown that ended.

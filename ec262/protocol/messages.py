@@ -433,8 +433,9 @@ class Disputed(Message, frozen=True, kw_only=True):
     """What became of a dispute.
 
     ``upheld``: the worker lost; `refund` of its pay came back, as much as it could not have spent yet. ``refused``: the
-    bytes are those committed to; the foreman paid `fee` to the worker. ``unproven``: what was shown does not say who is
-    right, and nothing moved. `recompute`: the task is to be computed again.
+    bytes are those committed to; the foreman paid `fee` to the worker, as far as it had it. ``unproven``: what was
+    shown does not say who is right, and nothing moved. `recompute`: the task is to be computed again. Asked again,
+    nothing moves a second time.
     """
 
     lease_id: str

@@ -328,7 +328,7 @@ class Credits(RuleBasedStateMachine):
         try:
             done = asker.call("POST", "/v1/disputes", m.Disputed, body)
         except Problem as problem:
-            self.allowed(problem, asker, "unknown-task", "insufficient-credits")
+            self.allowed(problem, asker, "unknown-task")
             assert self.store.balances()[0] == before
             return
         assert not thief

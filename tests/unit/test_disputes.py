@@ -145,11 +145,25 @@ def test_tokens_of_the_foremans_own_making_prove_nothing(public: Discovery) -> N
     assert sold.credits == (4, 6)
 
 
-def test_who_could_not_pay_for_being_wrong_may_not_ask(make_discovery: MakeDiscovery) -> None:
-    sold = Sold(make_discovery(network="public", distinct="account", starting_credits=1))
-    with pytest.raises(Problem) as refused:
-        sold.dispute()
-    assert refused.value.code == "insufficient-credits"
+@pytest.mark.parametrize("honest", [True, False])
+def test_who_has_nothing_left_to_spend_is_heard_too(make_discovery: MakeDiscovery, honest: bool) -> None:
+    discovery = make_discovery(network="public", distinct="account", starting_credits=1)
+    sold = Sold(discovery, tokens=None if honest else [JUNK])
+    assert sold.credits == (0, 2)
+    for first in (True, False):
+        outcome = sold.dispute()
+        assert (outcome.verdict, outcome.fee) == ("refused" if honest else "upheld", 0)
+        assert outcome.refund == (first and not honest)
+    assert sold.credits == ((0, 2) if honest else (1, 1))
+
+
+def test_a_fee_takes_no_more_than_there_is(make_discovery: MakeDiscovery) -> None:
+    sold = Sold(make_discovery(network="public", distinct="account", starting_credits=3, dispute_fee=5))
+    refused = sold.dispute()
+    assert (refused.verdict, refused.fee, refused.balance) == ("refused", 2, 0)
+    assert sold.credits == (0, 6)
+    assert sold.dispute().fee == 0, "once"
+    assert sold.credits == (0, 6)
 
 
 def test_only_what_was_paid_by_oneself_and_lately_can_be_disputed(make_discovery: MakeDiscovery) -> None:
