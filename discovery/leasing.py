@@ -93,9 +93,7 @@ class Leasing:
                 worker_class, capabilities, self._settings.sample, account_id, offer=wanted.offer
             )
             if before is not None:
-                # An empty answer is not remembered, so there is always a task to recognise the request by.
-                digests = {task.input_digest for task in wanted.tasks}
-                return self._repeat(account_id, wanted, before, digests, sample)
+                return self._repeat(account_id, wanted, before, sample)
             view = self._trust.view(job, sample=sample.workers)
             budget = sample.balance - view.unvested
             fit = self._fit(sample.workers, account_id, view, trusting=not policy.confidence)
@@ -130,9 +128,9 @@ class Leasing:
                 )
             except Conflict:
                 continue
-            numbers = [(record, list(range(len(record.replicas)))) for record in records]
+            leases = [(position, record, list(range(len(record.replicas)))) for position, record in enumerate(records)]
             workers = {worker.worker_id: worker for group in groups for worker in group}
-            return self._answer(account_id, wanted, numbers, workers, sample, sample.balance - _cost(changes))
+            return self._answer(account_id, wanted, leases, workers, sample, sample.balance - _cost(changes))
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
     def market(self, task: TaskRecord, past: dict[str, WorkerRecord]) -> Market:
@@ -194,8 +192,8 @@ class Leasing:
         young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
         return young and len(task.replicas) < MOST_REPLICAS
 
-    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys) -> m.LeasedTask:
-        """A task for its foreman."""
+    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys, position: int = 0) -> m.LeasedTask:
+        """A task for its foreman, which asked for it as task `position` of its request."""
         return m.LeasedTask(
             task_id=task.task_id,
             input_key=keyed.input(),
@@ -207,6 +205,7 @@ class Leasing:
                 )
                 for number in numbers
             ],
+            position=position,
         )
 
     def task_keys(self, task: TaskRecord) -> TaskKeys | None:
@@ -351,44 +350,51 @@ class Leasing:
         found = self._store.load(named)[1] if named else {}
         return {task_id: old for task_id, old in found.items() if (old.account_id, old.job_id) == job}
 
-    def _repeat(
-        self, account_id: str, wanted: m.LeaseTasks, task_ids: list[str], digests: set[bytes], sample: Sample
-    ) -> m.Leased:
-        """The answer to a request that was answered before, made again from what is stored."""
+    def _repeat(self, account_id: str, wanted: m.LeaseTasks, task_ids: list[str], sample: Sample) -> m.Leased:
+        """The answer to a request that was answered before, made again from what is stored.
+
+        Tasks whose records are gone are left out, as those are whose keys are. Nothing of them is in escrow, or it goes
+        back at its deadline: their foreman leases them anew.
+
+        Raises:
+            ProblemError: ``conflict``, the request is another one than then.
+        """
         _, records = self._store.load(task_ids)
-        mine = [
-            records[task_id]
-            for task_id in task_ids
-            if task_id in records
-            and records[task_id].account_id == account_id
-            and records[task_id].job_id == wanted.job_id
-        ]
-        if not mine or any(record.input_digest not in digests for record in mine):
+        leases = []
+        same = len(task_ids) <= len(wanted.tasks)
+        # The first tasks of a request are leased, in order: the place of an id says which it is of.
+        for position, (task_id, task) in enumerate(zip(task_ids, wanted.tasks, strict=False)):
+            record = records.get(task_id)
+            if record is not None:
+                same = same and record.input_digest == task.input_digest and record.job_id == wanted.job_id
+                leases.append((position, record, list(range(record.redundancy))))
+        if not same:
             raise ProblemError(409, "conflict", "this idempotency key was used for other tasks: choose a new one")
-        numbers = [(record, list(range(record.redundancy))) for record in mine]
-        workers = self._store.workers(sorted({r.worker_id for record in mine for r in record.replicas}))
-        return self._answer(account_id, wanted, numbers, workers, sample, sample.balance)
+        workers = self._store.workers(sorted({r.worker_id for _, record, _ in leases for r in record.replicas}))
+        return self._answer(account_id, wanted, leases, workers, sample, sample.balance)
 
     def _answer(
         self,
         account_id: str,
         wanted: m.LeaseTasks,
-        leases: list[tuple[TaskRecord, list[int]]],
+        leases: list[tuple[int, TaskRecord, list[int]]],
         workers: dict[str, WorkerRecord],
         sample: Sample,
         balance: int,
     ) -> m.Leased:
+        """What a foreman is told of its leases: position in its request, task, and numbers of replicas."""
         job_id = wanted.job_id
-        listed = []
-        for record, numbers in leases:
+        tasks, listed = [], []
+        for position, record, numbers in leases:
             keyed = self.task_keys(record)
             if keyed is not None:
+                tasks.append(self.leased_task(record, numbers, keyed, position))
                 listed.append((record, keyed, numbers))
         master = self._keyring.master
         return m.Leased(
             program_key=keys.program_key(master, account_id, job_id),
             poll_key=keys.poll_key(master, account_id, job_id),
-            tasks=[self.leased_task(record, numbers, keyed) for record, keyed, numbers in listed],
+            tasks=tasks,
             workers=self.assigned_workers(account_id, job_id, listed, workers),
             network=m.NetworkState(workers=sample.workers_alive, slots=sample.slots_alive),
             price=price_of(wanted.tasks[0].cpu_limit_s) * wanted.offer,

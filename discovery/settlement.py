@@ -66,6 +66,7 @@ class Settlement:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
         named_lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        known = dict(split_lease(lease_id) for lease_id in asked.known)
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in named_lost))
@@ -98,7 +99,8 @@ class Settlement:
                         again[task_id] = min(number, again.get(task_id, number))
                     replica.lost = True
             added = self._decide(records, decide, now_ms, view, changes)
-            added |= self._repeat(records, again, decide, added)
+            if again or known:
+                added |= self._repeat(records, again, known, decide, added)
             note_changed(records, before, self._terms, changes)
             try:
                 if changes.tasks:
@@ -255,20 +257,25 @@ class Settlement:
         self,
         records: dict[str, TaskRecord],
         again: dict[str, int],
+        known: dict[str, int],
         decide: Sequence[str],
         added: dict[str, list[tuple[int, WorkerRecord]]],
     ) -> dict[str, list[tuple[int, WorkerRecord]]]:
-        """The replicas that came for a lost one, where a foreman names that again: the first answer may be lost, too.
+        """Replicas that were added before, of tasks whose foreman may not have had that answer: those that are out.
 
         Args:
-            again: by task, the number of the replica that was named before.
+            again: by task, the number of the replica that was named lost before: what came for it.
+            known: by task, the number of the last replica that its foreman knows of.
         """
         numbers = {}
         for task_id in decide:
-            if task_id in again and task_id not in added and records[task_id].state is TaskState.LEASED:
-                # Those of the first lease are known to a foreman that can name one of them.
-                after = max(again[task_id], records[task_id].redundancy - 1)
-                out = rules.waited_for(records[task_id], after=after)
+            record = records.get(task_id)
+            if record is None or record.state is not TaskState.LEASED:
+                continue
+            after = known.get(task_id, again.get(task_id) if task_id not in added else None)
+            if after is not None:
+                # Those of the first lease are told by its own answer.
+                out = rules.waited_for(record, after=max(after, record.redundancy - 1))
                 if out:
                     numbers[task_id] = out
         if not numbers:

@@ -114,10 +114,16 @@ class Foreman(Caller):
         decide: Sequence[str] = (),
         lost: Sequence[str] = (),
         heard: Sequence[str] = (),
+        known: Sequence[str] = (),
     ) -> m.Settled:
         """Shows receipts and asks for verdicts."""
         body = m.Settle(
-            job_id=self.job_id, receipts=list(receipts), decide=list(decide), lost=list(lost), heard=list(heard)
+            job_id=self.job_id,
+            receipts=list(receipts),
+            decide=list(decide),
+            lost=list(lost),
+            heard=list(heard),
+            known=list(known),
         )
         return self.call("POST", "/v1/settlements", m.Settled, body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -203,3 +204,8 @@ class Remembered:
 def task_of(lease_id: str) -> str:
     """The id of the task that a lease is of."""
     return lease_id.partition(".")[0]
+
+
+def last_of(lease_ids: Iterable[str]) -> str:
+    """Of leases of one task the one that came last."""
+    return max(lease_ids, key=lambda lease_id: int(lease_id.partition(".")[2]))

@@ -43,6 +43,7 @@ class Session:
         to_lease, to_settle, to_watch: wake who leases, settles, watches the clock.
         phase_over: the phase has ended, well or not.
         receipts: shown to discovery next; `lost`: leases it is told to count on no longer.
+        unsure: tasks that discovery may have leased further, by id, with the last lease that is known of each.
         leasing, pushing: requests for leases, and to workers, that are under way; `settling`: a settlement is.
         closing: no task is leased any more.
         phases: of the tasks that were seen, as a journal names them.
@@ -77,6 +78,7 @@ class Session:
         self.to_lease, self.to_settle, self.to_watch, self.phase_over = Event(), Event(), Event(), Event()
         self.receipts: list[m.SealedReceipts] = []
         self.lost: list[str] = []
+        self.unsure: dict[str, str] = {}
         self.dissenters: set[str] = set()
         self.leasing = self.pushing = 0
         self.settling = False

@@ -12,6 +12,7 @@ from ec262.errors import JobFailed, Malformed, NetworkError, NoWorkers, ProblemE
 from ec262.foreman.attempts import DisputedResult
 from ec262.foreman.payloads import describe, dispute_of, open_result
 from ec262.foreman.pushing import Pairs, Pushing
+from ec262.foreman.records import last_of
 from ec262.foreman.schedule import Replica, Task
 from ec262.foreman.session import Session
 from ec262.protocol import messages as m
@@ -156,7 +157,10 @@ class Settling:
         lost, session.lost = session.lost[:SETTLE_LOST], session.lost[SETTLE_LOST:]
         ids = [task.task_id for task in due]
         heard = session.accepted.to_hear(SETTLE_HEARD) if session.policy.confidence else []
-        settled = self._ask(m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost, heard=heard))
+        known = [session.unsure.pop(task_id) for task_id in ids if task_id in session.unsure]
+        settled = self._ask(
+            m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost, heard=heard, known=known)
+        )
         session.purse.balance = settled.balance
         session.accepted.heard(heard)
         if settled.recompute:
@@ -286,5 +290,8 @@ class Settling:
 
     def _ask_again(self, tasks: list[Task]) -> None:
         for task in tasks:
+            if task.state == "out":
+                # An answer that leased further replicas may have been lost, as where discovery was killed.
+                self._session.unsure[task.task_id] = last_of(task.replicas)
             self._session.schedule.ask_again(task)
         self._session.to_settle.set()

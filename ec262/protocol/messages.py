@@ -260,11 +260,15 @@ class LeasedReplica(Message, frozen=True, kw_only=True):
 
 
 class LeasedTask(Message, frozen=True, kw_only=True):
-    """A task with its workers. `input_key` seals its input, the same bytes for every replica."""
+    """A task with its workers. `input_key` seals its input, the same bytes for every replica.
+
+    `position` says which of the tasks asked for it is, from 0; in ``more`` it says nothing, the verdict names the task.
+    """
 
     task_id: str
     input_key: Digest
     replicas: list[LeasedReplica]
+    position: Annotated[int, Meta(ge=0, lt=MAX_TASKS_A_REQUEST)] = 0
 
 
 class AssignedWorker(Message, frozen=True, kw_only=True):
@@ -285,7 +289,11 @@ class NetworkState(Message, frozen=True, kw_only=True):
 
 
 class Leased(Message, frozen=True, kw_only=True):
-    """What was assigned: the first ``len(tasks)`` of the tasks asked for. `price` is the most a replica may cost."""
+    """What was assigned: the first of the tasks asked for, as many as there were workers and credits for.
+
+    An answer that is given again leaves out tasks of which discovery has no keys any more: they are not leased. So what
+    a task is follows from its `position`, never from its place in `tasks`. `price` is the most a replica may cost.
+    """
 
     program_key: Digest
     poll_key: Digest
@@ -313,7 +321,8 @@ class Settle(Message, frozen=True, kw_only=True):
 
     `lost` names leases the foreman no longer waits for: verdicts are made without them, so that ``more`` can lease a
     further replica, but a receipt that comes all the same still counts. `heard` names tasks of which the foreman knows
-    by now that they are to be computed again.
+    by now that they are to be computed again. `known` names the last replica that the foreman knows of a task to be
+    decided, where it was killed and may have lost an answer: further ones that are out are told again, with ``more``.
     """
 
     job_id: Id
@@ -321,6 +330,7 @@ class Settle(Message, frozen=True, kw_only=True):
     decide: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     lost: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    known: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
 class ReleasedKey(Message, frozen=True, kw_only=True):
