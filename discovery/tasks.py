@@ -167,19 +167,23 @@ class View:
 
     def standing(self, worker_id: str) -> Standing:
         """Of a worker; one that nobody knows is a newcomer."""
-        return self.standings.get(worker_id, NEWCOMER)
+        try:
+            return self.standings[worker_id]
+        except KeyError:
+            return NEWCOMER
 
 
 def add_replicas(task: TaskRecord, workers: list[WorkerRecord], now_ms: int, changes: Changes) -> list[int]:
     """Leases the task to further workers and puts their price in escrow; returns the new replicas' numbers."""
     numbers = []
+    foreman, escrow = f"account:{task.account_id}", f"escrow:{task.task_id}"
+    deadline_ms = now_ms + int(task.timeout_s * 1000)
     for worker in workers:
         number = len(task.replicas)
         price = price_for(task, worker)
-        deadline_ms = now_ms + int(task.timeout_s * 1000)
         task.replicas.append(ReplicaRecord(worker.worker_id, worker.account_id, worker.epoch, deadline_ms, price=price))
-        changes.move(f"account:{task.account_id}", f"escrow:{task.task_id}", price)
-        changes.counts[f"account:{task.account_id}", "escrow"] += price
+        changes.move(foreman, escrow, price)
+        changes.counts[foreman, "escrow"] += price
         changes.takes[worker.worker_id, worker.epoch].append(task.lease_id(number))
         numbers.append(number)
     return numbers
@@ -414,10 +418,15 @@ def next_due(task: TaskRecord, terms: Terms) -> int | None:
     """When the task next needs attention, ms by Redis' clock; `NEVER`; None: its record can be deleted."""
     if task.state is TaskState.FORGOTTEN:
         return None
-    held = [task.replicas[number] for number in task.holding]
-    opened = [replica.deadline_ms for replica in held if replica.state is ReplicaState.OPEN]
-    if opened:
-        return min(opened) + terms.late_ms
+    first_ms = 0
+    held = False
+    for replica in task.replicas:
+        if replica.state is ReplicaState.OPEN:
+            first_ms = min(first_ms or replica.deadline_ms, replica.deadline_ms)
+        elif replica.state is ReplicaState.REPORTED:
+            held = True
+    if first_ms:
+        return first_ms + terms.late_ms
     if held or task.state is TaskState.LEASED:
         return _last_ms(task, terms)
     if task.keep and task.state is not TaskState.ACCEPTED:
@@ -544,7 +553,7 @@ def _answer(task: TaskRecord) -> Answer:
 
 def _last_ms(task: TaskRecord, terms: Terms) -> int:
     """When nothing can come for a task any more."""
-    return max((replica.deadline_ms for replica in task.replicas), default=0) + terms.late_ms
+    return max([replica.deadline_ms for replica in task.replicas], default=0) + terms.late_ms
 
 
 def _teach(task: TaskRecord, view: View, changes: Changes) -> None:
@@ -636,8 +645,9 @@ def _judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Ch
 def _pay(task: TaskRecord, number: int, amount: int, now_ms: int, terms: Terms, changes: Changes) -> None:
     """Moves a replica's pay out of escrow."""
     replica = task.replicas[number]
-    changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", amount)
-    changes.counts[f"account:{replica.worker_account}", "earned"] += amount
+    payee = f"account:{replica.worker_account}"
+    changes.move(f"escrow:{task.task_id}", payee, amount)
+    changes.counts[payee, "earned"] += amount
     changes.counts[f"account:{task.account_id}", "spent"] += amount
     changes.counts[f"worker:{replica.worker_id}", "earned"] += amount
     if terms.vesting_ms:
