@@ -1,7 +1,7 @@
 """Keys: each derived from another by HKDF-SHA-256 (RFC 5869) under a label of its own, so no key serves two purposes.
 
-Written out over SHA-256: discovery derives five keys a replica, and `hmac.digest` takes twice as long as the two digests
-that HMAC is, libraries' HKDF ten to fifty times. Tests compare with RFC 5869's vectors and with `cryptography`.
+Written out over SHA-256: discovery derives five keys a replica, and `hmac.digest` takes twice as long as the two
+digests that HMAC is, libraries' HKDF ten to fifty times. Tests compare with RFC 5869's vectors and with `cryptography`.
 """
 
 from __future__ import annotations
