@@ -25,11 +25,6 @@ from discovery.tasks import NEVER, Changes, Terms
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
-_WORKER = [
-    *("account", "address", "port", "slots", "epoch", "used", "capacity", "verified", "doubts", "words", "accusers"),
-    *("share", "ask", "platform", "banned", "auditor"),
-]
-"""Fields of a worker; sample.lua names the same in the same order."""
 _records = msgspec.msgpack.Decoder(list[TaskRecord | None])
 _encoder = msgspec.msgpack.Encoder()
 _pack = _encoder.encode
@@ -217,13 +212,13 @@ class Store:
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for worker_id in worker_ids:
-            pipeline.hmget(f"{_PREFIX}worker:{worker_id}", _WORKER)
+        if not worker_ids:
+            return {}
+        found = msgspec.msgpack.decode(self._run("workers", *worker_ids))
         return {
-            worker_id: _worker(worker_id, [field and field.decode() for field in fields])
-            for worker_id, fields in zip(worker_ids, pipeline.execute(), strict=True)
-            if fields[0] is not None
+            worker_id: _worker(worker_id, fields)
+            for worker_id, fields in zip(worker_ids, found, strict=True)
+            if fields[0]
         }
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
@@ -412,7 +407,7 @@ def _split(places: dict[str, int]) -> tuple[list[tuple[str, int]], tuple[list[st
 
 
 def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
-    """A worker from the fields that `_WORKER` names; what it does not have is false, or None."""
+    """A worker from the fields that sample.lua and workers.lua name; what it does not have is false."""
     account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor = fields
     verified, doubts, words, accusers = known
     return WorkerRecord(

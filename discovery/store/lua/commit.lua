@@ -96,8 +96,10 @@ for _, v in ipairs(c.vesting) do
     return {'vesting', v[1]}
   end
 end
-for _, t in ipairs(c.takes) do
-  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share')
+local taken = {}
+for n, t in ipairs(c.takes) do
+  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'class', 'capabilities')
+  taken[n] = w
   local expires = redis.call('ZSCORE', P .. 'alive', t[1])
   if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2]
       or tonumber(w[2]) + #t[3] > room(w[3], w[4]) then
@@ -144,14 +146,16 @@ in_pieces('HSET', P .. 'escrow', left)
 in_pieces('HDEL', P .. 'escrow', empty)
 if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
 for _, n in ipairs(c.counts) do redis.call('HINCRBY', P .. n[1], n[2], n[3]) end
+local vests = {}
 for _, v in ipairs(c.vesting) do
   redis.call('HINCRBY', P .. 'account:' .. v[1], 'unvested', v[3])
   if redis.call('HINCRBY', P .. 'vesting:' .. v[2], v[1], v[3]) == 0 then
     redis.call('HDEL', P .. 'vesting:' .. v[2], v[1])
   else
-    redis.call('ZADD', P .. 'vesting', v[2] * 10, v[2])
+    vests[v[2]] = true
   end
 end
+for time in pairs(vests) do redis.call('ZADD', P .. 'vesting', time * 10, time) end
 
 -- One foreman's tally changes; what all others believe changes by what it shares of that, so that the order of increments
 -- makes no difference to sums.
@@ -196,33 +200,36 @@ for _, j in ipairs(c.jobs) do
   redis.call('ZADD', P .. 'open', c.kept, j[1])
 end
 
+-- A worker that is alive is in its pools as long as it has room.
+local shares = {}
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
-  if f[3] > 0 and w[4] then
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used')
+  local share = w[4]
+  if f[3] > 0 and share then
     redis.call('HDEL', key, 'share')
-    w[4] = nil
+    share = nil
   elseif f[3] < 0 and w[1] then
-    w[4] = math.min(tonumber(w[4] or '1') * 2, c.most_share)
-    redis.call('HSET', key, 'share', w[4])
+    share = math.min(tonumber(share or '1') * 2, c.most_share)
+    redis.call('HSET', key, 'share', share)
   end
-  if freed > 0 or f[3] < 0 then
-    local used = redis.call('HINCRBY', key, 'used', -freed)
-    if used >= room(w[1], w[4]) then
-      if f[3] < 0 then for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end end
-    elseif redis.call('ZSCORE', P .. 'alive', f[1]) then
+  shares[f[1]] = share or '1'
+  if freed > 0 or share ~= w[4] then
+    local had, used = tonumber(w[5]) < room(w[1], w[4]), redis.call('HINCRBY', key, 'used', -freed)
+    local has = used < room(w[1], share)
+    if had and not has then
+      for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end
+    elseif has and not had and redis.call('ZSCORE', P .. 'alive', f[1]) then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end
 end
-for _, t in ipairs(c.takes) do
-  local key = P .. 'worker:' .. t[1]
+for n, t in ipairs(c.takes) do
+  local key, w = P .. 'worker:' .. t[1], taken[n]
   in_pieces('SADD', key .. ':leases', t[3])
-  local used = redis.call('HINCRBY', key, 'used', #t[3])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
-  if used >= room(w[1], w[4]) then
-    for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
+  if redis.call('HINCRBY', key, 'used', #t[3]) >= room(w[3], shares[t[1]] or w[4]) then
+    for _, group in ipairs(groups(w[5], w[6])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
   end
 end
 if #c.idempotency > 0 then
