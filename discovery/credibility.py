@@ -10,11 +10,12 @@ never collide, and the order in which they come does not matter.
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from ec262.protocol.keys import hmac_sha256
 
 THOUSAND = 1000
 CHANCES = 1 << 32
@@ -233,7 +234,7 @@ def odds(believed: float) -> float:
 
 def chance_of(secret: bytes, task_id: str) -> int:
     """The task's chance, below `CHANCES`: whether it is spot checked, and nobody without the secret can tell."""
-    digest = hmac.digest(secret, b"spot check " + task_id.encode(), "sha256")
+    digest = hmac_sha256(secret, b"spot check " + task_id.encode())
     return int.from_bytes(digest[:4], "big")
 
 

@@ -255,13 +255,16 @@ def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) ->
     answers: list[Answer] = []
     outstanding = ran = 0
     for replica in task.replicas:
-        if replica.state is ReplicaState.OPEN:
+        state = replica.state
+        if state is ReplicaState.REPORTED:
+            ran += 1
+            if replica.kind:
+                answers.append((replica.kind, replica.commitment))
+        elif state is ReplicaState.OPEN:
             ran += 1
             outstanding += not replica.lost
-        elif replica.state is not ReplicaState.REFUSED:
+        elif state is not ReplicaState.REFUSED:
             ran += 1
-            if replica.state is ReplicaState.REPORTED and replica.kind:
-                answers.append((replica.kind, replica.commitment))
     gone = ran - len(answers) - outstanding
     if not task.confidence:
         return decide(answers, outstanding=outstanding, quorum=task.quorum, max_replicas=task.max_replicas, gone=gone)
