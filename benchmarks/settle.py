@@ -22,6 +22,7 @@ from pathlib import Path
 import redis
 
 from discovery.app import Discovery, create_discovery
+from discovery.service import calm_collector
 from discovery.settings import Settings
 from discovery.store.server import start_server
 from ec262.protocol import messages as m
@@ -131,6 +132,7 @@ def main() -> None:
             network=flags.network, distinct="account", starting_credits=10**9, prefetch=512, sample=flags.sample
         )
         discovery = create_discovery(settings, store.url, Path(directory))
+        calm_collector()
         client = redis.Redis.from_url(store.url)
         bench = Bench(discovery, flags.workers, policy, profile)
         for _ in range(flags.warm_up):

@@ -140,4 +140,7 @@ class View:
 
     def standing(self, worker_id: str) -> Standing:
         """Of a worker; one that nobody knows is a newcomer."""
-        return self.standings.get(worker_id, NEWCOMER)
+        try:
+            return self.standings[worker_id]
+        except KeyError:
+            return NEWCOMER

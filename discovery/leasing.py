@@ -6,7 +6,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from discovery.beliefs import hear
 from discovery.changes import Changes, View
@@ -44,6 +44,8 @@ class Market:
         budget: credits that may be spent.
         newcomers: those of whom a task gets one at most.
         view: what the foreman knows of them, and of those who had the tasks.
+        chance: what decides between workers. Nobody knows its seed, and nobody sees what it draws before the last is
+            drawn; `random.SystemRandom` asks the kernel for each number, and two dozen are drawn a task.
     """
 
     now_ms: int
@@ -51,6 +53,7 @@ class Market:
     workers: dict[str, WorkerRecord]
     newcomers: frozenset[str]
     view: View
+    chance: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(256)))
 
     def take(self, worker: WorkerRecord, price: int) -> None:
         """A worker got a replica."""
@@ -79,7 +82,7 @@ class Leasing:
         policy = wanted.policy
         if not policy.confidence and max(policy.quorum, policy.redundancy) > policy.max_replicas:
             raise Malformed("policy: quorum and redundancy may not be more than max_replicas")
-        if len({price_of(task.cpu_limit_s) for task in wanted.tasks}) > 1:
+        if len({price_of(limit_s) for limit_s in {task.cpu_limit_s for task in wanted.tasks}}) > 1:
             raise Malformed("tasks: their CPU limits differ in price; lease each kind in a request of its own")
         # Whoever answers first is not to know whether an accomplice has the task as well: so nobody has it, yet.
         replicas = 1 if policy.confidence else policy.redundancy
@@ -114,12 +117,13 @@ class Leasing:
             )
             if not records:
                 return self._answer(account_id, wanted, [], {}, sample, sample.balance)
+            cost = _cost(account_id, changes)
             try:
                 self._store.commit(
                     changes,
                     sample.now_ms,
                     self._trust.terms,
-                    needs={f"account:{account_id}": _cost(changes)},
+                    needs={f"account:{account_id}": cost},
                     idempotency=(
                         f"{account_id}:{wanted.idempotency_key}",
                         ",".join(record.task_id for record in records),
@@ -130,7 +134,7 @@ class Leasing:
                 continue
             leases = [(position, record, list(range(len(record.replicas)))) for position, record in enumerate(records)]
             workers = {worker.worker_id: worker for group in groups for worker in group}
-            return self._answer(account_id, wanted, leases, workers, sample, sample.balance - _cost(changes))
+            return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
     def market(self, task: TaskRecord, past: dict[str, WorkerRecord]) -> Market:
@@ -168,7 +172,7 @@ class Leasing:
             if task.units * task.offer * count > market.budget:
                 fit = [worker for worker in fit if price_for(task, worker) * count <= market.budget]
             # Some of them nearly always do, and all are looked at where they do not.
-            few = self._chance.sample(list(fit), min(len(fit), count * FEW))
+            few = market.chance.sample(list(fit), min(len(fit), count * FEW))
             groups: list[list[WorkerRecord]] = []
             for some in (few, fit) if len(few) < len(fit) else (fit,):
                 groups = groups or assign(
@@ -176,7 +180,7 @@ class Leasing:
                     tasks=1,
                     replicas=count,
                     distinct=self._settings.distinct,
-                    chance=self._chance,
+                    chance=market.chance,
                     exclude=had,
                     newcomers=market.newcomers,
                 )
@@ -275,6 +279,7 @@ class Leasing:
         redundancy, quorum = wanted.policy.redundancy, wanted.policy.quorum
         if wanted.policy.confidence:
             redundancy = quorum = 1
+        units = price_of(wanted.tasks[0].cpu_limit_s)
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
             entropy = random_bytes[28 * position : 28 * position + 28]
             record = TaskRecord(
@@ -289,7 +294,7 @@ class Leasing:
                 input_digest=task.input_digest,
                 cpu_limit_s=max(task.cpu_limit_s, self._settings.min_cpu_limit_s),
                 timeout_s=self._timeout(task, wanted.timeout_s),
-                units=price_of(task.cpu_limit_s),
+                units=units,
                 redundancy=redundancy,
                 quorum=quorum,
                 max_replicas=wanted.policy.max_replicas,
@@ -299,7 +304,7 @@ class Leasing:
                 offer=wanted.offer,
                 confidence=wanted.policy.confidence,
             )
-            budget -= sum(price_for(record, worker) for worker in group)
+            budget -= sum([price_for(record, worker) for worker in group])
             if budget < 0:
                 break
             add_replicas(record, group, now_ms, changes)
@@ -417,5 +422,6 @@ class Leasing:
         return min(max(usual if wanted_s is None else wanted_s, least), self._settings.max_timeout_s)
 
 
-def _cost(changes: Changes) -> int:
-    return sum(amount for source, _, amount in changes.moves if source.startswith("account:"))
+def _cost(account_id: str, changes: Changes) -> int:
+    account = f"account:{account_id}"
+    return sum([amount for source, _, amount in changes.moves if source == account])

@@ -40,8 +40,9 @@ def judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Cha
 def pay(task: TaskRecord, number: int, amount: int, now_ms: int, terms: Terms, changes: Changes) -> None:
     """Moves a replica's pay out of escrow."""
     replica = task.replicas[number]
-    changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", amount)
-    changes.counts[f"account:{replica.worker_account}", "earned"] += amount
+    payee = f"account:{replica.worker_account}"
+    changes.move(f"escrow:{task.task_id}", payee, amount)
+    changes.counts[payee, "earned"] += amount
     changes.counts[f"account:{task.account_id}", "spent"] += amount
     changes.counts[f"worker:{replica.worker_id}", "earned"] += amount
     if terms.vesting_ms:

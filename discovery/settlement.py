@@ -406,5 +406,6 @@ def _why(record: TaskRecord) -> str:
 
 
 def _needs(account_id: str, changes: Changes) -> dict[str, int] | None:
-    cost = sum(amount for source, _, amount in changes.moves if source == f"account:{account_id}")
-    return {f"account:{account_id}": cost} if cost else None
+    account = f"account:{account_id}"
+    cost = sum([amount for source, _, amount in changes.moves if source == account])
+    return {account: cost} if cost else None

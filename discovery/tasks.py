@@ -18,6 +18,7 @@ from discovery.verdict import Accepted, Answer, More, Pending, Undecided, Verdic
 from ec262.protocol.receipts import Kind, Receipt, tokens_digest
 from ec262.protocol.states import (
     AWAITED,
+    HOLDS_ESCROW,
     ReplicaEvent,
     ReplicaState,
     TaskEvent,
@@ -36,13 +37,14 @@ NOT_ARRIVED = (
 def add_replicas(task: TaskRecord, workers: list[WorkerRecord], now_ms: int, changes: Changes) -> list[int]:
     """Leases the task to further workers and puts their price in escrow; returns the new replicas' numbers."""
     numbers = []
+    foreman, escrow = f"account:{task.account_id}", f"escrow:{task.task_id}"
+    deadline_ms = now_ms + int(task.timeout_s * 1000)
     for worker in workers:
         number = len(task.replicas)
         price = price_for(task, worker)
-        deadline_ms = now_ms + int(task.timeout_s * 1000)
         task.replicas.append(ReplicaRecord(worker.worker_id, worker.account_id, worker.epoch, deadline_ms, price=price))
-        changes.move(f"account:{task.account_id}", f"escrow:{task.task_id}", price)
-        changes.counts[f"account:{task.account_id}", "escrow"] += price
+        changes.move(foreman, escrow, price)
+        changes.counts[foreman, "escrow"] += price
         changes.takes[worker.worker_id, worker.epoch].append(task.lease_id(number))
         numbers.append(number)
     return numbers
@@ -114,13 +116,16 @@ def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) ->
     answers: list[Answer] = []
     outstanding = ran = 0
     for replica in task.replicas:
-        if replica.state in AWAITED:
+        state = replica.state
+        if state is ReplicaState.REPORTED:
+            ran += 1
+            if replica.kind:
+                answers.append((replica.kind, replica.commitment))
+        elif state in AWAITED:
             ran += 1
             outstanding += not replica.lost
-        elif replica.state is not ReplicaState.REFUSED:
+        elif state is not ReplicaState.REFUSED:
             ran += 1
-            if replica.state is ReplicaState.REPORTED and replica.kind:
-                answers.append((replica.kind, replica.commitment))
     gone = ran - len(answers) - outstanding
     if not task.confidence:
         return decide(answers, outstanding=outstanding, quorum=task.quorum, max_replicas=task.max_replicas, gone=gone)
@@ -295,10 +300,15 @@ def next_due(task: TaskRecord, terms: Terms) -> int | None:
     """When the task next needs attention, ms by Redis' clock; `NEVER`; None: its record can be deleted."""
     if task.state is TaskState.FORGOTTEN:
         return None
-    held = [task.replicas[number] for number in task.holding]
-    opened = [replica.deadline_ms for replica in held if replica.state is ReplicaState.OPEN]
-    if opened:
-        return min(opened) + terms.late_ms
+    first_ms = 0
+    held = False
+    for replica in task.replicas:
+        if replica.state is ReplicaState.OPEN:
+            first_ms = min(first_ms or replica.deadline_ms, replica.deadline_ms)
+        elif replica.state in HOLDS_ESCROW:
+            held = True
+    if first_ms:
+        return first_ms + terms.late_ms
     if held or task.state is TaskState.LEASED:
         return _last_ms(task, terms)
     if task.keep and task.state is not TaskState.ACCEPTED:
@@ -375,4 +385,4 @@ def _earns_effort(task: TaskRecord, replica: ReplicaRecord, terms: Terms, view: 
 
 def _last_ms(task: TaskRecord, terms: Terms) -> int:
     """When nothing can come for a task any more."""
-    return max((replica.deadline_ms for replica in task.replicas), default=0) + terms.late_ms
+    return max([replica.deadline_ms for replica in task.replicas], default=0) + terms.late_ms

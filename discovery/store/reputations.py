@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis
 
 from discovery.credibility import Noise, Standing, Tally, standing
@@ -108,22 +109,23 @@ class Reputations:
         found = self._scripts["standings"](
             args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
         )
-        party, unvested, answers, compared, differed, noisy, effort, undelivered, *shared, own = found
+        party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(found)
+        noisy, effort, undelivered, *shared, own = rest
         standings = Standings()
         for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
             verified, doubts, words, banned, auditor = fields
-            row = (int(verified or 0), int(doubts or 0), int(words or 0), banned is not None, auditor is not None)
+            row = (int(verified or 0), int(doubts or 0), int(words or 0), bool(banned), bool(auditor))
             standings.add(worker_id, row, own[3 * number : 3 * number + 3])
         for number, each in enumerate(sample, len(worker_ids)):
             row = (each.verified, each.doubts, each.words, each.banned, each.auditor)
             standings.add(each.worker_id, row, own[3 * number : 3 * number + 3])
         return Known(
-            party=party.decode(),
+            party=party,
             unvested=max(0, unvested),
             noise=Noise(max(0, answers), compared, differed),
             noisy=bool(noisy),
-            effort={account.decode(): int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
-            undelivered=frozenset(worker.decode() for worker in undelivered),
+            effort={account: int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
+            undelivered=frozenset(undelivered),
             standings=standings,
         )
 

@@ -25,13 +25,9 @@ from discovery.store.reputations import VESTING_MS, Reputations
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
-_WORKER = [
-    *("account", "address", "port", "slots", "epoch", "used", "capacity", "verified", "doubts", "words", "accusers"),
-    *("share", "ask", "platform", "banned", "auditor"),
-]
-"""Fields of a worker; sample.lua names the same in the same order."""
-_records = msgspec.msgpack.Decoder(TaskRecord)
-_pack = msgspec.msgpack.Encoder().encode
+_records = msgspec.msgpack.Decoder(list[TaskRecord | None])
+_encoder = msgspec.msgpack.Encoder()
+_pack = _encoder.encode
 _CAPS = [
     *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
 ]
@@ -216,13 +212,13 @@ class Store:
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for worker_id in worker_ids:
-            pipeline.hmget(f"{_PREFIX}worker:{worker_id}", _WORKER)
+        if not worker_ids:
+            return {}
+        found = msgspec.msgpack.decode(self._run("workers", *worker_ids))
         return {
-            worker_id: _worker(worker_id, [field and field.decode() for field in fields])
-            for worker_id, fields in zip(worker_ids, pipeline.execute(), strict=True)
-            if fields[0] is not None
+            worker_id: _worker(worker_id, fields)
+            for worker_id, fields in zip(worker_ids, found, strict=True)
+            if fields[0]
         }
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
@@ -244,19 +240,9 @@ class Store:
 
     def load(self, task_ids: Sequence[str]) -> tuple[int, dict[str, TaskRecord]]:
         """Redis' time in ms, and working copies of those tasks that there are."""
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.time()
-        if task_ids:
-            pipeline.mget([f"{_PREFIX}task:{task_id}" for task_id in task_ids])
-        (seconds, micros), *found = pipeline.execute()
-        now_ms = seconds * 1000 + micros // 1000
-        if not task_ids:
-            return now_ms, {}
-        return now_ms, {
-            task_id: _records.decode(data[8:])
-            for task_id, data in zip(task_ids, found[0], strict=True)
-            if data is not None
-        }
+        now_ms, found = self._run("load", *task_ids)
+        records = _records.decode(found)
+        return now_ms, {record.task_id: record for record in records if record is not None}
 
     def due(self, limit: int) -> list[str]:
         """Ids of tasks that need attention now."""
@@ -289,25 +275,32 @@ class Store:
         Raises:
             Conflict: what `changes` was decided on is no longer so.
         """
-        accounts: defaultdict[str, int] = defaultdict(int)
-        escrows: defaultdict[str, int] = defaultdict(int)
+        places: defaultdict[str, int] = defaultdict(int)
         for source, target, amount in changes.moves:
-            _add(accounts, escrows, source, -amount)
-            _add(accounts, escrows, target, amount)
-        tasks = []
-        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
-        blobs = [encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""]
+            places[source] -= amount
+            places[target] += amount
+        accounts, escrows = _split(places)
+        ids, versions, dues, sizes = [], [], [], []
+        blobs = bytearray()
         for record, version, due_ms in changes.tasks:
-            tasks.append((record.task_id, f"{version:08}" if version else "", NEVER if due_ms is None else due_ms))
+            ids.append(record.task_id)
+            versions.append(f"{version:08}" if version else "")
+            dues.append(NEVER if due_ms is None else due_ms)
             record.version = version + 1
-            blobs.append(b"" if due_ms is None else b"%08d%b" % (record.version, _pack(record)))
+            start = len(blobs)
+            if due_ms is not None:
+                blobs += b"%08d" % record.version
+                _encoder.encode_into(record, blobs, -1)
+            sizes.append(len(blobs) - start)
+        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
+        entry = encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""
         answer = self._run(
             "commit",
             _pack(
                 {
-                    "tasks": tasks,
-                    "accounts": [item for item in accounts.items() if item[1]],
-                    "escrows": [item for item in escrows.items() if item[1]],
+                    "tasks": (ids, versions, dues, sizes),
+                    "accounts": accounts,
+                    "escrows": escrows,
                     "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
                     "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
                     "counts": [(key, name, n) for (key, name), n in changes.counts.items() if n],
@@ -334,7 +327,8 @@ class Store:
                     "now": now_ms,
                 }
             ),
-            *blobs,
+            entry,
+            bytes(blobs),
         )
         if answer[0] != b"ok":
             raise Conflict(answer[0].decode(), [which.decode() for which in answer[1:]])
@@ -399,15 +393,21 @@ def _vesting(changes: Changes) -> list[tuple[str, int, int]]:
     return [(account, bucket, amount) for (account, bucket), amount in buckets.items() if amount]
 
 
-def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: int) -> None:
-    if place.startswith("escrow:"):
-        escrows[place[7:]] += amount
-    else:
-        accounts[place] += amount
+def _split(places: dict[str, int]) -> tuple[list[tuple[str, int]], tuple[list[str], list[int]]]:
+    """What accounts gain; and tasks' escrows with what they gain."""
+    accounts = []
+    tasks, gains = [], []
+    for place, amount in places.items():
+        if amount and place.startswith("escrow:"):
+            tasks.append(place[7:])
+            gains.append(amount)
+        elif amount:
+            accounts.append((place, amount))
+    return accounts, (tasks, gains)
 
 
 def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
-    """A worker from the fields that `_WORKER` names; what it does not have is false, or None."""
+    """A worker from the fields that sample.lua and workers.lua name; what it does not have is false."""
     account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor = fields
     verified, doubts, words, accusers = known
     return WorkerRecord(

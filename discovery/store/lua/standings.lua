@@ -1,7 +1,7 @@
 -- What is known of workers when tasks of a job are decided, at one instant. Keys as in commit.lua.
 -- ARGV: account, job, "1" when accounts of one network are one party, how many of the workers to look up (of the others only
 -- the foreman's own tallies are wanted), worker, ...
--- Returns {party, unvested, answers, workers compared, workers that differed, noisy 0 or 1, [account, effort, ...],
+-- Returns, as one MessagePack, {party, unvested, answers, workers compared, workers that differed, noisy 0 or 1, [account, effort, ...],
 --   [worker whose results did not arrive, ...], worker's [verified, doubts, words, banned, auditor], ..., own [v, d, w, v, d, w, ...] of all workers}.
 local P = '{ec}:'
 local account = redis.call('HMGET', P .. 'account:' .. ARGV[1], 'network', 'unvested')
@@ -28,4 +28,4 @@ for start = 1, #fields, 999 do
   for n = 1, #found do own[#own + 1] = found[n] end
 end
 answer[#answer + 1] = own
-return answer
+return cmsgpack.pack(answer)
