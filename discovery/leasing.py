@@ -397,7 +397,7 @@ class Leasing:
         if not self._settings.own_workers:
             workers = [worker for worker in workers if worker.account_id != account_id]
         if trusting:
-            return [worker for worker in workers if not worker.banned]
+            return [worker for worker in workers if not worker.banned and worker.account_id not in view.parted]
         return welcome(workers, view)
 
     def _timeout(self, task: m.TaskWanted, wanted_s: float | None) -> float:

@@ -8,6 +8,7 @@ credits that move, slots that come free, counters, what the task taught of its w
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class JobChanges:
         compared, differed: answers that were compared with others, and those that differed, by worker.
         doubts: what tallies gained in it, by ``<worker>:d`` (doubts) and ``<worker>:w`` (words).
         effort: effort fees of undecided tasks, by account.
+        held: hold fees that its foreman paid for leases which an account's workers were never pushed, by account.
         accepted: tasks to be remembered until it closes.
         recompute: tasks to be computed again.
     """
@@ -63,6 +65,7 @@ class JobChanges:
     differed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     doubts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     effort: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     accepted: list[str] = field(default_factory=list)
     recompute: list[str] = field(default_factory=list)
 
@@ -83,6 +86,7 @@ class Changes:
         hush: a job whose doubts are taken back with this, which happens once.
         touched: tasks to be committed though their states are as before.
         halved, restored: workers that get half of what they got, and those that get all again.
+        denied: parties of foremen by whom a worker says it was never pushed a lease; of too many it gets half as well.
     """
 
     tasks: list[tuple[TaskRecord, int, int | None]] = field(default_factory=list)
@@ -97,6 +101,7 @@ class Changes:
     touched: set[str] = field(default_factory=set)
     halved: set[str] = field(default_factory=set)
     restored: set[str] = field(default_factory=set)
+    denied: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def move(self, source: str, target: str, amount: int) -> None:
         """Notes that credits move; from a place to itself is no movement."""
@@ -123,7 +128,9 @@ class Terms:
         settled_ms: how long settled keys are kept.
         vesting_ms: how long pay may not be spent.
         hold_ms: how long a lease holds a worker that was not pushed it.
-        hold_leases: of so many leases that were not pushed one costs a credit.
+        hold_leases: one in so many leases that were not pushed costs a credit.
+        hold_cap: most credits of that kind that the workers of one account cost a foreman in a job.
+        hold_foremen: who says of leases of so many unrelated foremen that they were not pushed is given less.
         effort_cap: most credits of effort fees for undecided tasks, for an account in a job.
         kept_ms: how long a job is remembered of which nothing is heard.
         most_share: a worker gets no less than one in so many of its capacity.
@@ -134,6 +141,8 @@ class Terms:
     vesting_ms: int = 0
     hold_ms: int = 30_000
     hold_leases: int = 16
+    hold_cap: int = 4
+    hold_foremen: int = 3
     effort_cap: int = 16
     kept_ms: int = 3_600_000
     most_share: int = 64
@@ -147,12 +156,14 @@ class View:
         party: of the foreman: accounts of one party are one accuser.
         standings: of the workers, as this foreman sees them.
         accounts_count_once: workers of one account are one voice.
-        secret: what decides which tasks are spot checked.
+        secret: what decides which tasks are spot checked, and which leases cost a hold fee.
         noise: of the job.
         noisy: the job was found to be not deterministic: no dissent in it costs reputation any more.
         effort: effort fees that accounts had of the job.
+        held: hold fees that accounts' workers cost the foreman in the job.
         unvested: credits of the foreman that it may not spend yet.
         doubted: workers that dissented in this foreman's own jobs.
+        parted: accounts whose workers get no more leases of the job, for they deny too many.
     """
 
     party: str
@@ -162,8 +173,10 @@ class View:
     noise: Noise = QUIET
     noisy: bool = False
     effort: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
     unvested: int = 0
     doubted: frozenset[str] = frozenset()
+    parted: frozenset[str] = frozenset()
 
     def standing(self, worker_id: str) -> Standing:
         """Of a worker; one that nobody knows is a newcomer."""
@@ -350,21 +363,13 @@ def expire_replicas(task: TaskRecord, numbers: list[int], changes: Changes) -> N
 
 
 def release_unpushed(
-    task: TaskRecord,
-    number: int,
-    worker_id: str,
-    now_ms: int,
-    terms: Terms,
-    released: dict[str, int],
-    changes: Changes,
+    task: TaskRecord, number: int, worker_id: str, now_ms: int, terms: Terms, view: View, changes: Changes
 ) -> None:
     """Frees a replica that its worker was never pushed, once it held the worker for too long.
 
-    Of the leases of one foreman that are released together the first of each started `hold_leases` costs it a credit,
-    which is burnt: were it the worker's, a worker could live on saying so.
-
-    Args:
-        released: how many were released before, by the foreman's account.
+    One lease in `hold_leases` costs its foreman a credit, up to `hold_cap` for the workers of an account in a job.
+    Which one is secret: leases that are denied one by one cost as much as those that are denied together. The credit is
+    burnt: were it the worker's, a worker could live on saying so. One's own workers cost nothing.
     """
     if not 0 <= number < len(task.replicas):
         return
@@ -373,13 +378,24 @@ def release_unpushed(
     if replica.worker_id != worker_id or replica.state is not ReplicaState.OPEN or now_ms < leased_ms + terms.hold_ms:
         return
     replica.state = advance_replica(replica.state, ReplicaEvent.NEVER_PUSHED)
-    before = released.get(task.account_id, 0)
-    released[task.account_id] = before + 1
-    fee = 1 if before % terms.hold_leases == 0 else 0
-    changes.move(f"escrow:{task.task_id}", "burn", fee)
-    changes.counts[f"account:{task.account_id}", "spent"] += fee
     changes.counts[f"worker:{worker_id}", "unpushed"] += 1
+    fee = 0
+    if replica.worker_account != task.account_id:
+        changes.denied[worker_id].add(view.party)
+        if owes_hold_fee(view.secret, task.lease_id(number), terms.hold_leases):
+            held = changes.jobs[task.account_id, task.job_id].held
+            account = replica.worker_account
+            fee = 1 if view.held.get(account, 0) + held.get(account, 0) < terms.hold_cap else 0
+            held[account] += fee
+            changes.move(f"escrow:{task.task_id}", "burn", fee)
+            changes.counts[f"account:{task.account_id}", "spent"] += fee
     _refund(task, number, changes, less=fee)
+
+
+def owes_hold_fee(secret: bytes, lease_id: str, one_in: int) -> bool:
+    """Whether a lease costs a credit if it is not pushed: one in so many does; who has not the secret cannot tell."""
+    digest = hmac.digest(secret, b"hold fee " + lease_id.encode(), hashlib.sha256)
+    return int.from_bytes(digest[:8], "big") % one_in == 0
 
 
 def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes) -> None:

@@ -62,6 +62,7 @@ class Known:
         unvested: credits of its balance that may not be spent yet.
         noise, noisy: of the job.
         effort: effort fees of undecided tasks that accounts had of the job.
+        held: hold fees that accounts' workers cost the foreman in the job.
         standings: by worker.
     """
 
@@ -70,6 +71,7 @@ class Known:
     noise: Noise
     noisy: bool
     effort: dict[str, int]
+    held: dict[str, int]
     standings: Standings
 
 
@@ -106,7 +108,7 @@ class Reputations:
         found = self._scripts["standings"](
             args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
         )
-        party, unvested, answers, compared, differed, noisy, effort, *shared, own = found
+        party, unvested, answers, compared, differed, noisy, effort, held, *shared, own = found
         standings = Standings()
         for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
             verified, doubts, words, banned, auditor = fields
@@ -120,7 +122,8 @@ class Reputations:
             unvested=max(0, unvested),
             noise=Noise(max(0, answers), compared, differed),
             noisy=bool(noisy),
-            effort={account.decode(): int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
+            effort=_counts(effort),
+            held=_counts(held),
             standings=standings,
         )
 
@@ -230,7 +233,8 @@ class Reputations:
         """Forgets what is known of a job beside the records of its tasks; of these `task_ids` are not kept any more."""
         key = _key(job)
         pipeline = self._redis.pipeline(transaction=True)
-        pipeline.delete(key, *(f"{key}:{name}" for name in ("compared", "differed", "doubts", "effort", "recompute")))
+        beside = ("compared", "differed", "doubts", "effort", "held", "recompute")
+        pipeline.delete(key, *(f"{key}:{name}" for name in beside))
         for start in range(0, len(task_ids), 1000):
             pipeline.srem(f"{key}:tasks", *task_ids[start : start + 1000])
         pipeline.srem(f"{_PREFIX}closing", _name(job))
@@ -255,6 +259,11 @@ class Reputations:
     def _now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _counts(found: Sequence[bytes]) -> dict[str, int]:
+    """A hash's fields and their values as a script gives them."""
+    return {name.decode(): int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
 
 
 def _name(job: Job) -> str:

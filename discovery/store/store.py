@@ -321,7 +321,7 @@ class Store:
                         (
                             *(f"{account}:{job}", sum(each.compared.values())),
                             *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(each.accepted, each.recompute),
+                            *(each.accepted, each.recompute, _flat(each.held)),
                         )
                         for (account, job), each in changes.jobs.items()
                     ],
@@ -330,6 +330,8 @@ class Store:
                     "caps": _CAPS,
                     "kept": now_ms + terms.kept_ms,
                     "most_share": terms.most_share,
+                    "denied": [(worker, *parties) for worker, parties in changes.denied.items()],
+                    "hold": (terms.hold_cap, terms.hold_foremen),
                     "idempotency": list(idempotency) if idempotency else [],
                     "now": now_ms,
                 }
