@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from ec262.worker.service import Worker as RealWorker
 from tests import worker_peers
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import At, Scene, of, together
-from tests.parties import RIGHT, Foreman, Problem, Worker
+from tests.parties import RIGHT, Foreman, Problem, Worker, answer_all
 
 # --- framing honest workers with nondeterministic code -------------------------------------------
 
@@ -223,19 +222,48 @@ def test_attack_a_worker_denies_the_leases_of_foreman_after_foreman(make_scene: 
 # --- impossible deadlines ------------------------------------------------------------------------
 
 
-def test_attack_impossible_deadlines(scene: Scene) -> None:
-    """A millisecond for an hour of work, a CPU limit of nothing: discovery has floors for both."""
-    foreman, worker = scene.foreman(), scene.worker()
-    asked_s = time.time()
-    leased = foreman.lease(3, timeout_s=1e-6, cpu_limit_s=1e-9)
-    for ticket in worker.tickets(leased):
-        assert ticket.deadline_s >= asked_s + scene.discovery.settings.min_timeout_s - 1
-        assert ticket.cpu_limit_s >= scene.discovery.settings.min_cpu_limit_s
+@pytest.mark.parametrize(
+    ("timeout_s", "cpu_limit_s", "floor_s"),
+    [(1e-6, 1e-9, 5), (1e-6, 60, 120), (59.9, 60, 120), (119, 60, 120), (1, 3600, 7200), (5, 10, 20), (400, 60, 400)],
+)
+def test_attack_impossible_deadlines(
+    make_scene: MakeScene, timeout_s: float, cpu_limit_s: float, floor_s: float
+) -> None:
+    """A millisecond for an hour of work, a CPU limit of nothing: whoever uses all of its CPU time, after another task
+    that does so too, is in time. That holds for who is asked later (`more`) as well, and the grace comes on top.
+    """
+    scene = make_scene(ttl_s=1e6, starting_credits=200)
+    foreman, workers = scene.foreman(), scene.workers(2)
+    asked_s = scene.discovery.store.now_ms() / 1000
+    first = foreman.lease(1, timeout_s=timeout_s, cpu_limit_s=cpu_limit_s)
+    tasks, lost = [first.tasks[0].task_id], [first.tasks[0].replicas[0].lease_id]
+    second = foreman.settle([], tasks, lost)
+    assert second.tasks[0].verdict == "more"
+    tickets = [ticket for answer in (first, second) for worker in workers for ticket in worker.tickets(answer)]
+    assert len(tickets) == 2
+    for ticket in tickets:
+        assert floor_s - 0.001 <= ticket.deadline_s - asked_s < floor_s + 25
+        assert ticket.cpu_limit_s == max(cpu_limit_s, scene.discovery.settings.min_cpu_limit_s)
         assert ticket.price >= 1
+    scene.clock.move(int(floor_s) + 30)
     scene.discovery.sweep()
-    assert len(worker.heartbeat().open_leases) == 3, "and a minute of grace beyond"
-    foreman.settle([worker.receipts(of(worker, leased))], [task.task_id for task in leased.tasks])
-    assert worker.caller.state.earned == 3
+    foreman.settle([*answer_all(first, workers), *answer_all(second, workers)], tasks)
+    assert [worker.caller.state.earned for worker in workers] == [tickets[0].price] * 2
+    assert [scene.name(worker)["share"] for worker in workers] == [0, 0], "nobody was late"
+
+
+def test_attack_a_deadline_that_discovery_raised_keeps_no_credits_for_ever(make_scene: MakeScene) -> None:
+    """It was meant to harm workers; its foreman waits for its escrow as long as it asked them to compute."""
+    scene = make_scene(ttl_s=1e6)
+    griefer, worker = scene.foreman(), scene.worker()
+    griefer.lease(3, timeout_s=1e-6, cpu_limit_s=600)
+    scene.clock.move(1200 + 50)
+    scene.discovery.sweep()
+    assert griefer.state.escrow == 30
+    scene.clock.move(20)
+    scene.discovery.sweep()
+    assert (griefer.state.escrow, griefer.state.balance) == (0, 100)
+    assert worker.heartbeat().open_leases == []
 
 
 @pytest.mark.parametrize("field", ["timeout_s", "cpu_limit_s"])
@@ -262,10 +290,10 @@ def test_attack_a_worker_that_missed_impossible_deadlines_is_whole_again_with_it
     make_scene: MakeScene,
 ) -> None:
     """A program that computes past every deadline halves what its worker is given; not its name, nor for long."""
-    scene = make_scene(min_timeout_s=0.0, late_grace_s=0.0, prefetch=2)
+    scene = make_scene(prefetch=2, ttl_s=1e6)
     griefer, other, worker = scene.foreman(), scene.foreman(), scene.worker(verified=40)
     for _ in range(4):
-        griefer.lease(2, timeout_s=0.001)
+        griefer.lease(2, timeout_s=0.001, cpu_limit_s=0.001)
         scene.until_swept(worker)
     name = scene.name(worker)
     assert (name["verified"], name["doubts"], name["share"], name["banned"]) == (40_000, 0, 16, False)

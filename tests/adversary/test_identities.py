@@ -74,12 +74,12 @@ def test_attack_minting_reputation_with_many_foremen_of_one_network(make_scene: 
 
 def test_attack_farming_starting_credits_by_sending_them_to_one_account(make_scene: MakeScene) -> None:
     """A gift may be spent, not sent: neither at once, nor after it was in escrow and came back."""
-    scene = make_scene(starting_credits=12, min_timeout_s=0.0, late_grace_s=0.0)
+    scene = make_scene(starting_credits=12, ttl_s=1e6)
     hoard, puppets, worker = scene.foreman(), [scene.foreman() for _ in range(5)], scene.worker()
     for puppet in puppets:
         with pytest.raises(Problem, match="insufficient-credits"):
             send(puppet, hoard, 1)
-        puppet.lease(12, timeout_s=0.001)
+        puppet.lease(12)
         scene.until_swept(worker)
         assert puppet.state.balance == 12
         with pytest.raises(Problem, match="insufficient-credits"):

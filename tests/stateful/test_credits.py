@@ -34,8 +34,9 @@ from discovery.ledger import verify
 from discovery.records import TaskRecord
 from discovery.settings import Settings
 from ec262.protocol import messages as m
+from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commitment, result_commitment, seal_receipts
 from ec262.protocol.sealing import seal
 from ec262.protocol.states import ReplicaState
 from ec262.protocol.tickets import Ticket
@@ -45,10 +46,11 @@ from tests.parties import Caller, Foreman, Problem, Worker
 STORE: dict[str, Any] = {}
 """Where the store and the keyrings are; set by the test, because hypothesis makes the machines."""
 
-TIMEOUT_S = 30
 FOREMEN, WORKERS = 2, 5
 STARTING = 100
 UNITS = 2
+TIMEOUT_S = 240
+"""The nearest deadline there is for so much work."""
 SEGMENT_BYTES = 2000
 
 Answer = Literal["right", "wrong", "junk", "error", "refused"]
@@ -58,7 +60,8 @@ ROUNDS = st.lists(st.none() | ANSWERS | ANSWERS | ANSWERS, min_size=WORKERS, max
 ).map(lambda one: [one[1] if n == one[0] else "right" for n in range(WORKERS)])
 """What each worker answers in a settlement, anything or all but one rightly; None: nothing."""
 SELDOM = st.sampled_from([False, False, False, False, True])
-PARTS = {"right": [b"right"], "wrong": [b"wrong"], "junk": [b"right"], "error": [b"error"], "refused": [b"refused"]}
+FACTS = encode_value({"type": "ValueError", "message": "no", "line": "3", "traceback": ""})
+PARTS = {"right": [b"right"], "wrong": [b"wrong"], "junk": [b"right"], "error": [FACTS], "refused": [b"refused"]}
 
 
 class Seller(Worker):
@@ -104,7 +107,10 @@ class Replica:
             self.tokens = (os.urandom(60) if answer == "junk" else seal(self.ticket.result_key, framed),)
             digests = [hashlib.sha256(token).digest() for token in self.tokens]
             kind = {"error": Kind.ERROR, "refused": Kind.REFUSED}.get(answer, Kind.OK)
-            self.receipt = Receipt(self.ticket.lease_id, kind, result_commitment(PARTS[answer]), digests, 0.5)
+            committed = result_commitment(PARTS[answer])
+            if kind is Kind.ERROR:
+                committed = failure_commitment(kind, "ValueError", "3")
+            self.receipt = Receipt(self.ticket.lease_id, kind, committed, digests, 0.5)
         return self.receipt
 
     def sealed(self, answer: Answer) -> bytes:

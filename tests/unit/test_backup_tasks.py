@@ -138,7 +138,7 @@ def test_a_straggler_whose_foreman_withholds_its_answer_shows_it_itself(discover
 def test_the_escrow_of_a_straggler_that_never_answers_comes_back_at_deadline_and_grace(
     make_discovery: MakeDiscovery,
 ) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=1.3), timeout_s=0.2)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=1.3), timeout_s=0.2, cpu_limit_s=0.1)
     race.ask()
     race.show(race.quick, race.quick_lease)
     race.decide()
@@ -166,7 +166,7 @@ def test_a_straggler_that_confirms_that_it_was_cancelled_gives_the_escrow_back_a
 def test_a_foreman_that_closes_gets_back_what_is_confirmed_and_the_rest_at_its_deadline(
     make_discovery: MakeDiscovery,
 ) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, cpu_limit_s=0.1)
     race.ask()
     race.show(race.quick, race.quick_lease, kind=Kind.REFUSED)
     assert race.foreman.state.escrow == 1
@@ -254,7 +254,7 @@ def test_without_retries_a_task_that_was_refused_unrun_may_be_leased_to_another(
 
 
 def test_without_retries_the_escrow_of_a_lost_task_comes_back_at_its_deadline(make_discovery: MakeDiscovery) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, max_replicas=1)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, cpu_limit_s=0.1, max_replicas=1)
     assert race.ask().verdict == "undecided"
     assert race.foreman.state.escrow == 1
     time.sleep(0.4)
