@@ -88,6 +88,14 @@ class Settings:
         return self.network == "private"
 
     @property
+    def gifts_bound(self) -> bool:
+        """Whether starting credits buy nothing from workers of the network that they were given to.
+
+        Else accounts of one person could spend them on each other's workers, and send on what these earn.
+        """
+        return self.network == "public" and "address" in self.distinct
+
+    @property
     def vesting_s(self) -> float:
         """How long earnings may not be spent: as long as they can be disputed."""
         return self.settled_grace_s if self.network == "public" else 0.0

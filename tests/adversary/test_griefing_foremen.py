@@ -368,7 +368,7 @@ def worker_python() -> str:
 
 def test_attack_sending_one_worker_another_input(make_scene: MakeScene, tmp_path: Path) -> None:
     """Computed from other bytes than the others had, its answer would differ: it says so and does not compute."""
-    scene = make_scene(heartbeat_s=0.1)
+    scene = make_scene(heartbeat_s=0.1, distinct="account")
     with at_work(scene, tmp_path) as (worker, client, foreman):
         standing = worker.registration.standing
         assert standing is not None
@@ -394,7 +394,7 @@ def test_attack_sending_one_worker_another_input(make_scene: MakeScene, tmp_path
 
 def test_attack_reusing_a_ticket(make_scene: MakeScene, tmp_path: Path) -> None:
     """Pushed again and again, before and after its result was fetched and paid: it is computed once, for one pay."""
-    scene = make_scene(heartbeat_s=0.1)
+    scene = make_scene(heartbeat_s=0.1, distinct="account")
     with at_work(scene, tmp_path) as (worker, client, foreman):
         standing = worker.registration.standing
         assert standing is not None
@@ -427,7 +427,7 @@ def test_attack_reusing_a_ticket(make_scene: MakeScene, tmp_path: Path) -> None:
 
 def test_attack_pushing_what_was_never_leased(make_scene: MakeScene, tmp_path: Path) -> None:
     """A bundle of tickets for one task carries no other; one of another job opens nothing."""
-    scene = make_scene(heartbeat_s=0.1)
+    scene = make_scene(heartbeat_s=0.1, distinct="account")
     with at_work(scene, tmp_path) as (worker, client, _):
         mine, other = Leased(worker, client, 1), Leased(worker, client, 2)
         refused = mine.push(1, tickets=other.leased.workers[0].tickets)

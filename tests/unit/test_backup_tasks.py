@@ -221,9 +221,10 @@ def test_two_of_three_that_lag_are_backed_up_one_by_one(discovery: Discovery) ->
 
 @pytest.mark.parametrize("distinct", ["account", "account,address"])
 def test_a_backup_is_as_distinct_as_any_replica(make_discovery: MakeDiscovery, distinct: str) -> None:
-    discovery = make_discovery(network="public", distinct=distinct)
+    discovery = make_discovery(network="public", distinct=distinct, starting_credits=0)
     owner = Caller(discovery)
     foreman = Foreman(discovery)
+    discovery.store.books.mint("mint", foreman.account.account_id, 10, "bought: a gift buys nothing of neighbours")
     [Worker(owner) for _ in range(3)]  # all of one account and address
     (task,) = foreman.lease(1).tasks
     (verdict,) = foreman.settle([], [task.task_id], [task.replicas[0].lease_id]).tasks
