@@ -25,6 +25,7 @@ class JobChanges:
         doubts: what tallies gained in it, by ``<worker>:d`` (doubts) and ``<worker>:w`` (words).
         effort: effort fees with a cap, by account.
         undelivered: results that the foreman says did not arrive, by worker.
+        held: hold fees that its foreman paid for leases which an account's workers were never pushed, by account.
         accepted: tasks to be remembered until it closes.
         recompute: tasks to be computed again.
     """
@@ -34,6 +35,7 @@ class JobChanges:
     doubts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     effort: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     undelivered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     accepted: list[str] = field(default_factory=list)
     recompute: list[str] = field(default_factory=list)
 
@@ -54,6 +56,7 @@ class Changes:
         hush: a job whose doubts are taken back with this, which happens once.
         touched: tasks to be committed though their states are as before.
         halved, restored: workers that get half of what they got, and those that get all again.
+        denied: parties of foremen by whom a worker says it was never pushed a lease; of too many it gets half as well.
     """
 
     tasks: list[tuple[TaskRecord, int, int | None]] = field(default_factory=list)
@@ -68,6 +71,7 @@ class Changes:
     touched: set[str] = field(default_factory=set)
     halved: set[str] = field(default_factory=set)
     restored: set[str] = field(default_factory=set)
+    denied: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def move(self, source: str, target: str, amount: int) -> None:
         """Notes that credits move; from a place to itself is no movement."""
@@ -94,7 +98,9 @@ class Terms:
         settled_ms: how long settled keys are kept.
         vesting_ms: how long pay may not be spent.
         hold_ms: how long a lease holds a worker that was not pushed it.
-        hold_leases: of so many leases that were not pushed one costs a credit.
+        hold_leases: one in so many leases that were not pushed costs a credit.
+        hold_cap: most credits of that kind that the workers of one account cost a foreman in a job.
+        hold_foremen: who says of leases of so many unrelated foremen that they were not pushed is given less.
         effort_cap: most credits of effort fees for an account in a job, where its foreman is not at fault for certain.
         kept_ms: how long a job is remembered of which nothing is heard.
         most_share: a worker gets no less than one in so many of its capacity.
@@ -105,6 +111,8 @@ class Terms:
     vesting_ms: int = 0
     hold_ms: int = 30_000
     hold_leases: int = 16
+    hold_cap: int = 4
+    hold_foremen: int = 3
     effort_cap: int = 16
     kept_ms: int = 3_600_000
     most_share: int = 64
@@ -118,12 +126,14 @@ class View:
         party: of the foreman: accounts of one party are one accuser.
         standings: of the workers, as this foreman sees them.
         accounts_count_once: workers of one account are one voice.
-        secret: what decides which tasks are spot checked.
+        secret: what decides which tasks are spot checked, and which leases cost a hold fee.
         noise: of the job.
         noisy: the job was found to be not deterministic: no dissent in it costs reputation any more.
         effort: effort fees with a cap that accounts had of the job.
+        held: hold fees that accounts\' workers cost the foreman in the job.
         unvested: credits of the foreman that it may not spend yet.
         doubted: workers that dissented in this foreman's own jobs.
+        parted: accounts whose workers get no more leases of the job, for they deny too many.
         undelivered: workers of whose results the foreman said in this job that they did not arrive.
     """
 
@@ -134,8 +144,10 @@ class View:
     noise: Noise = QUIET
     noisy: bool = False
     effort: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
     unvested: int = 0
     doubted: frozenset[str] = frozenset()
+    parted: frozenset[str] = frozenset()
     undelivered: frozenset[str] = frozenset()
 
     def standing(self, worker_id: str) -> Standing:

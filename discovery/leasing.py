@@ -24,7 +24,7 @@ from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
-from ec262.protocol.credits import price_of
+from ec262.protocol.credits import least_timeout_s, price_of
 from ec262.protocol.keys import TaskKeys
 from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
@@ -413,12 +413,14 @@ class Leasing:
         if not self._settings.own_workers:
             workers = [worker for worker in workers if worker.account_id != account_id]
         if trusting:
-            return [worker for worker in workers if not worker.banned]
+            return [worker for worker in workers if not worker.banned and worker.account_id not in view.parted]
         return welcome(workers, view)
 
     def _timeout(self, task: m.TaskWanted, wanted_s: float | None) -> float:
-        least = max(self._settings.min_timeout_s, task.cpu_limit_s if wanted_s is None else 0.0)
-        usual = max(self._settings.default_timeout_s, 4 * task.cpu_limit_s)
+        """Until the deadline: as the foreman asks, but nobody has to do what takes longer than he is given."""
+        cpu_limit_s = max(task.cpu_limit_s, self._settings.min_cpu_limit_s)
+        least = max(self._settings.min_timeout_s, least_timeout_s(cpu_limit_s))
+        usual = max(self._settings.default_timeout_s, 4 * cpu_limit_s)
         return min(max(usual if wanted_s is None else wanted_s, least), self._settings.max_timeout_s)
 
 

@@ -136,10 +136,12 @@ class Settlement:
         leases = [split_lease(lease_id) for lease_id in dict.fromkeys(lease_ids)]
 
         def free(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            released: dict[str, int] = {}
+            views = self._trust.views(records.values())
             for task_id, number in leases:
                 if task_id in records:
-                    rules.release_unpushed(records[task_id], number, worker_id, now_ms, self._terms, released, changes)
+                    record = records[task_id]
+                    view = views[record.account_id, record.job_id]
+                    rules.release_unpushed(record, number, worker_id, now_ms, self._terms, view, changes)
 
         self._change(list(dict.fromkeys(task_id for task_id, _ in leases)), free)
 

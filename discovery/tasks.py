@@ -7,6 +7,8 @@ state tables are in `ec262.protocol.states`.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections import Counter
 
 from discovery.beliefs import teach, teach_late, unlearn, voices_of
@@ -216,21 +218,13 @@ def expire_replicas(task: TaskRecord, numbers: list[int], changes: Changes) -> N
 
 
 def release_unpushed(
-    task: TaskRecord,
-    number: int,
-    worker_id: str,
-    now_ms: int,
-    terms: Terms,
-    released: dict[str, int],
-    changes: Changes,
+    task: TaskRecord, number: int, worker_id: str, now_ms: int, terms: Terms, view: View, changes: Changes
 ) -> None:
     """Frees a replica that its worker was never pushed, once it held the worker for too long.
 
-    Of the leases of one foreman that are released together the first of each started `hold_leases` costs it a credit,
-    which is burnt: were it the worker's, a worker could live on saying so.
-
-    Args:
-        released: how many were released before, by the foreman's account.
+    One lease in `hold_leases` costs its foreman a credit, up to `hold_cap` for the workers of an account in a job.
+    Which one is secret: leases that are denied one by one cost as much as those that are denied together. The credit is
+    burnt: were it the worker's, a worker could live on saying so. One's own workers cost nothing.
     """
     if not 0 <= number < len(task.replicas):
         return
@@ -239,13 +233,24 @@ def release_unpushed(
     if replica.worker_id != worker_id or replica.state is not ReplicaState.OPEN or now_ms < leased_ms + terms.hold_ms:
         return
     replica.state = advance_replica(replica.state, ReplicaEvent.NEVER_PUSHED)
-    before = released.get(task.account_id, 0)
-    released[task.account_id] = before + 1
-    fee = 1 if before % terms.hold_leases == 0 else 0
-    changes.move(f"escrow:{task.task_id}", "burn", fee)
-    changes.counts[f"account:{task.account_id}", "spent"] += fee
     changes.counts[f"worker:{worker_id}", "unpushed"] += 1
+    fee = 0
+    if replica.worker_account != task.account_id:
+        changes.denied[worker_id].add(view.party)
+        if owes_hold_fee(view.secret, task.lease_id(number), terms.hold_leases):
+            held = changes.jobs[task.account_id, task.job_id].held
+            account = replica.worker_account
+            fee = 1 if view.held.get(account, 0) + held.get(account, 0) < terms.hold_cap else 0
+            held[account] += fee
+            changes.move(f"escrow:{task.task_id}", "burn", fee)
+            changes.counts[f"account:{task.account_id}", "spent"] += fee
     refund(task, number, changes, less=fee)
+
+
+def owes_hold_fee(secret: bytes, lease_id: str, one_in: int) -> bool:
+    """Whether a lease costs a credit if it is not pushed: one in so many does; who has not the secret cannot tell."""
+    digest = hmac.digest(secret, b"hold fee " + lease_id.encode(), hashlib.sha256)
+    return int.from_bytes(digest[:8], "big") % one_in == 0
 
 
 def contested(task: TaskRecord) -> bool:

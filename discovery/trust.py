@@ -45,6 +45,7 @@ class Trust:
         known = self._store.reputations.known(
             job, list(worker_ids), sample, networks_count="address" in self._settings.distinct
         )
+        parted = frozenset(account for account, fees in known.held.items() if fees >= self.terms.hold_cap)
         return View(
             party=known.party,
             standings=known.standings,
@@ -53,9 +54,12 @@ class Trust:
             noise=known.noise,
             noisy=known.noisy,
             effort=known.effort,
+            held=known.held,
             unvested=known.unvested,
             doubted=known.standings.doubted(),
             undelivered=known.undelivered,
+            # In a private network people know each other, and may have no other worker.
+            parted=frozenset() if self._settings.own_workers else parted,
         )
 
     def views(self, records: Iterable[TaskRecord], sample: Sequence[WorkerRecord] = ()) -> dict[Job, View]:
@@ -214,6 +218,8 @@ def terms_of(settings: Settings) -> Terms:
         vesting_ms=int(settings.vesting_s * 1000),
         hold_ms=int(settings.hold_s * 1000),
         hold_leases=settings.hold_leases,
+        hold_cap=settings.hold_cap,
+        hold_foremen=settings.hold_foremen,
         effort_cap=settings.effort_cap,
         kept_ms=int(settings.kept_job_s * 1000),
         most_share=settings.most_share,
@@ -226,6 +232,7 @@ def welcome(workers: Sequence[WorkerRecord], view: View) -> list[WorkerRecord]:
         worker
         for worker in workers
         if not worker.banned
+        and worker.account_id not in view.parted
         and not (worker.worker_id in view.doubted and unwelcome(view.standing(worker.worker_id), doubted=True))
     ]
 

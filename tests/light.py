@@ -234,7 +234,7 @@ class LightForeman:
             job_id=self.job_id,
             idempotency_key=key,
             tasks=[
-                m.TaskWanted(input_digest=input_of(self.job_id, item), cpu_limit_s=60.0, again=again.get(str(item)))
+                m.TaskWanted(input_digest=input_of(self.job_id, item), cpu_limit_s=15.0, again=again.get(str(item)))
                 for item in items
             ],
             requirements=m.Requirements(python="3.11"),

@@ -64,6 +64,7 @@ class Known:
         noise, noisy: of the job.
         effort: effort fees with a cap that accounts had of the job.
         undelivered: workers of whose results its foreman said that they did not arrive.
+        held: hold fees that accounts' workers cost the foreman in the job.
         standings: by worker.
     """
 
@@ -73,6 +74,7 @@ class Known:
     noisy: bool
     effort: dict[str, int]
     undelivered: frozenset[str]
+    held: dict[str, int]
     standings: Standings
 
 
@@ -110,7 +112,7 @@ class Reputations:
             args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
         )
         party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(found)
-        noisy, effort, undelivered, *shared, own = rest
+        noisy, effort, undelivered, held, *shared, own = rest
         standings = Standings()
         for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
             verified, doubts, words, banned, auditor = fields
@@ -124,7 +126,8 @@ class Reputations:
             unvested=max(0, unvested),
             noise=Noise(max(0, answers), compared, differed),
             noisy=bool(noisy),
-            effort={account: int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
+            effort=_counts(effort),
+            held=_counts(held),
             undelivered=frozenset(undelivered),
             standings=standings,
         )
@@ -235,7 +238,7 @@ class Reputations:
         """Forgets what is known of a job beside the records of its tasks; of these `task_ids` are not kept any more."""
         key = _key(job)
         pipeline = self._redis.pipeline(transaction=True)
-        names = ("compared", "differed", "doubts", "effort", "undelivered", "recompute")
+        names = ("compared", "differed", "doubts", "effort", "undelivered", "held", "recompute")
         pipeline.delete(key, *(f"{key}:{name}" for name in names))
         for start in range(0, len(task_ids), 1000):
             pipeline.srem(f"{key}:tasks", *task_ids[start : start + 1000])
@@ -261,6 +264,11 @@ class Reputations:
     def _now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _counts(found: Sequence[str]) -> dict[str, int]:
+    """A hash's fields and their values as a script gives them."""
+    return {name: int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
 
 
 def _name(job: Job) -> str:

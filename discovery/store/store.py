@@ -76,18 +76,13 @@ class Most:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Free workers drawn at random, and what was true at that moment.
-
-    Attributes:
-        network: the neighbourhood that the foreman's account was made from.
-    """
+    """Free workers drawn at random, and what was true at that moment."""
 
     now_ms: int
     balance: int
     workers: list[WorkerRecord]
     workers_alive: int
     slots_alive: int
-    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +190,16 @@ class Store:
     ) -> Sample:
         """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
-        Those that ask for less come first. Cost: with one capability or none, that of `count` workers and of how many
+        Those that ask for less come first. While the account has a bound gift to spend, there are no neighbours of it
+        among them. Cost: with one capability or none, that of `count` workers and of how many
         different things are asked for; with several also that of the rarest.
         """
         pools = pools_for(needs)
         found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)
-        now_ms, balance, network, workers, slots, *drawn = msgspec.msgpack.decode(found)
+        now_ms, balance, workers, slots, *drawn = msgspec.msgpack.decode(found)
         return Sample(
             now_ms=now_ms,
             balance=balance,
-            network=network,
             workers_alive=workers,
             slots_alive=slots,
             workers=[_worker(*pair) for pair in zip(drawn[::2], drawn[1::2], strict=True)],
@@ -314,7 +309,7 @@ class Store:
                         (
                             *(f"{account}:{job}", sum(each.compared.values())),
                             *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(_flat(each.undelivered), each.accepted, each.recompute),
+                            *(_flat(each.undelivered), each.accepted, each.recompute, _flat(each.held)),
                         )
                         for (account, job), each in changes.jobs.items()
                     ],
@@ -323,6 +318,8 @@ class Store:
                     "caps": _CAPS,
                     "kept": now_ms + terms.kept_ms,
                     "most_share": terms.most_share,
+                    "denied": [(worker, *parties) for worker, parties in changes.denied.items()],
+                    "hold": (terms.hold_cap, terms.hold_foremen),
                     "idempotency": list(idempotency) if idempotency else [],
                     "now": now_ms,
                 }

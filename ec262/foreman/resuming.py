@@ -95,7 +95,7 @@ class Resuming:
         now = time.monotonic()
         for lease_id, price in known.prices.items():
             if lease_id not in known.paid:
-                session.purse.leased(lease_id, price, now + session.timeout_s)
+                session.purse.leased(lease_id, price, now + session.escrow_s)
         # A worker that did not say that it took a lease may have it all the same. It is sent it again, where that can
         # be done. Where nothing may run twice it is waited for; elsewhere somebody else is asked.
         expected = known.pushed | unsent

@@ -22,6 +22,7 @@ from ec262.foreman.records import Kept
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.policy import Policy
 from ec262.protocol import messages as m
+from ec262.protocol.credits import least_timeout_s
 
 log = logging.getLogger("ec262.foreman")
 
@@ -48,6 +49,7 @@ class Session:
         closing: no task is leased any more.
         phases: of the tasks that were seen, as a journal names them.
         accepted: with a confidence, the results that discovery believes; `closed`: for good.
+        timeout_s: until a task is given up at a worker; `escrow_s`: until its lease's deadline, which may be later.
         answers: how workers agreed; `disputes`: what was not as they had committed themselves.
         failure: why the job ends early.
     """
@@ -72,6 +74,7 @@ class Session:
         self.job_id = job_id
         self.changed = changed
         self.timeout_s = policy.timeout_s or max(DEFAULT_TIMEOUT_S, 4 * policy.cpu_limit_s)
+        self.escrow_s = max(self.timeout_s, least_timeout_s(policy.cpu_limit_s))
         self.clients: dict[str, PeerClient] = {}
         self.program_tokens: list[bytes] = []
         self.poll_key = b""
@@ -185,7 +188,7 @@ class Session:
             self.journal.leased(where(task), given.task_id, given.input_key, tries, priced)
         now = time.monotonic()
         for (lease_id, _), price in zip(leases, prices, strict=True):
-            self.purse.leased(lease_id, price, now + self.timeout_s)
+            self.purse.leased(lease_id, price, now + self.escrow_s)
         if task.reserve:  # what was put aside for them
             used = min(task.reserve, self.purse.price * len(leases))
             task.reserve -= used

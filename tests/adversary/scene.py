@@ -24,6 +24,7 @@ from ec262.protocol.receipts import (
 )
 from ec262.protocol.sealing import seal
 from ec262.protocol.tickets import Ticket
+from tests.clock import Clock
 from tests.parties import Caller, Foreman, Problem, Worker
 
 HOME = "198.51.100.7"
@@ -84,6 +85,7 @@ class Scene:
     def __init__(self, discovery: Discovery, redis_url: str) -> None:
         self.discovery = discovery
         self.redis = redis.Redis.from_url(redis_url)
+        self.clock = Clock(discovery.store)
         self._made = 0
 
     def foreman(self, address: str = "") -> At:
@@ -118,7 +120,9 @@ class Scene:
         self.discovery.store.books.mint("mint", caller.account.account_id, amount, "bought")
 
     def until_swept(self, worker: Worker) -> None:
-        """Sweeps until all that a worker holds is settled or due; deadlines have to be short."""
+        """Lets time pass until all that a worker holds is settled or due; its registration has to last so long."""
+        settings = self.discovery.settings
+        self.clock.move(int(settings.max_timeout_s + settings.late_grace_s) + 1)
         while worker.heartbeat().open_leases:
             self.discovery.sweep()
 

@@ -125,7 +125,7 @@ def test_attack_spending_the_pay_for_junk_before_it_is_found(make_scene: MakeSce
 @pytest.fixture
 def hasty(make_scene: MakeScene) -> Scene:
     """A service whose deadlines come soon."""
-    return make_scene(min_timeout_s=0.0, late_grace_s=0.0, prefetch=2)
+    return make_scene(late_grace_s=0.0, prefetch=2, ttl_s=1e6)
 
 
 def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
@@ -133,7 +133,7 @@ def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
     foreman, idler = hasty.foreman(), hasty.worker()
     got = []
     for _ in range(4):
-        got.append(len(foreman.lease(30, timeout_s=0.001).tasks))
+        got.append(len(foreman.lease(30).tasks))
         hasty.until_swept(idler)
     assert got == [16, 8, 4, 2]
     assert (foreman.state.balance, foreman.state.escrow, idler.caller.state.earned) == (100, 0, 0)
@@ -146,7 +146,7 @@ def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
 def test_attack_a_worker_shows_receipts_and_returns_nothing(hasty: Scene) -> None:
     """What it says it computed nobody has seen: of its foreman it gets the effort fee at most, and no name of it."""
     foreman, idler = hasty.foreman(), hasty.worker()
-    leased = foreman.lease(4, timeout_s=0.05, cpu_limit_s=240)
+    leased = foreman.lease(4, cpu_limit_s=240)
     idler.heartbeat(idler.token(of(idler, leased), os.urandom(32)))
     assert idler.caller.state.earned == 0
     hasty.until_swept(idler)
@@ -167,7 +167,7 @@ def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
 def test_attack_a_worker_answers_after_everybody_stopped_waiting(hasty: Scene) -> None:
     """Its escrow went back at the deadline: a receipt after that moves nothing, whoever shows it, however often."""
     foreman, late, other = hasty.foreman(), hasty.worker(), hasty.worker()
-    leased = foreman.lease(4, timeout_s=0.05)
+    leased = foreman.lease(4)
     tardy = of(late, leased)
     hasty.until_swept(late)
     hasty.until_swept(other)

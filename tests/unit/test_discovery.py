@@ -474,9 +474,9 @@ def test_an_error_all_agree_on_is_a_result_and_is_paid(discovery: Discovery) -> 
 
 
 def test_a_lost_replica_is_replaced_and_its_escrow_stays_until_it_is_due(make_discovery: MakeDiscovery) -> None:
-    discovery = make_discovery(min_timeout_s=0.1, late_grace_s=0.2)
+    discovery = make_discovery(min_timeout_s=0.1, min_cpu_limit_s=0.0, late_grace_s=0.2)
     foreman, workers = trio(discovery)
-    leased = foreman.lease(timeout_s=0.1)
+    leased = foreman.lease(timeout_s=0.1, cpu_limit_s=0.05)
     task_id, lost = leased.tasks[0].task_id, leased.tasks[0].replicas[0]
     settled = foreman.settle([], [task_id], [lost.lease_id])
     assert settled.tasks[0].verdict == "more"
@@ -533,9 +533,9 @@ def test_a_receipt_shown_before_settlement_counts_once_its_result_arrived(discov
 
 
 def test_what_nobody_settles_goes_back_at_its_deadline_and_grace(make_discovery: MakeDiscovery) -> None:
-    discovery = make_discovery(min_timeout_s=0.1, late_grace_s=0.2, settled_grace_s=0.2)
+    discovery = make_discovery(min_timeout_s=0.1, min_cpu_limit_s=0.0, late_grace_s=0.2, settled_grace_s=0.2)
     foreman, workers = trio(discovery)
-    leased = foreman.lease(4, timeout_s=0.1)
+    leased = foreman.lease(4, timeout_s=0.1, cpu_limit_s=0.05)
     discovery.sweep()
     assert foreman.state.escrow == 4, "nothing is due yet"
     time.sleep(0.4)

@@ -24,6 +24,7 @@ from discovery.tasks import (
     give_up,
     lose_dispute,
     next_due,
+    owes_hold_fee,
     record_receipt,
     refuse_dispute,
     release_unpushed,
@@ -271,7 +272,7 @@ def test_any_life_conserves_credits(
                 life.add(count, ask)
             case ("unseen", int(number)):
                 release_unpushed(
-                    *(life.task, number, worker(number).worker_id, life.now_ms, life.terms, {}, life.changes)
+                    *(life.task, number, worker(number).worker_id, life.now_ms, life.terms, life.view, life.changes)
                 )
             case ("reconsider", int(number)) if settled_answers(life.task):
                 life.view = banning(life.view, number)
@@ -735,22 +736,63 @@ def test_who_returns_nothing_loses_half_of_its_share_and_who_is_paid_has_it_back
     assert life.changes.restored == {worker(0).worker_id}
 
 
-def test_leases_never_pushed_cost_their_foreman_and_feed_nobody() -> None:
-    """The attack: a foreman leases all there is and pushes nothing. The other: a worker denies what it was pushed."""
-    changes, released, lives = Changes(), dict[str, int](), [Life(price=3) for _ in range(17)]
-    for life in lives:
-        life.changes = changes
-        args = (life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms - 1, TERMS, released, changes)
-        release_unpushed(*args)
-        assert life.state_of(0) is ReplicaState.OPEN
-        release_unpushed(life.task, 0, worker(1).worker_id, 2_000_000, TERMS, released, changes)
-        assert life.state_of(0) is ReplicaState.OPEN  # another worker's
-        release_unpushed(life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms, TERMS, released, changes)
+def unpushed(
+    count: int, *, per_step: int = 1000, view: View = STRANGERS, terms: Terms = TERMS
+) -> tuple[Counter[str], list[Changes], list[Life]]:
+    """Denies leases of so many tasks, some in each step; returns what moved, the steps, and the tasks."""
+    lives = [Life(price=3) for _ in range(count)]
+    moved, steps = Counter[str](), []
+    for number, life in enumerate(lives):
+        life.task.task_id = f"{number:024x}"
+        if number % per_step == 0:
+            steps.append(Changes())
+        life.changes, now_ms = steps[-1], 1_000_000 + terms.hold_ms
+        for who, when_ms in ((0, now_ms - 1), (1, 2_000_000)):  # too early, and by another worker
+            release_unpushed(life.task, 0, worker(who).worker_id, when_ms, terms, view, life.changes)
+            assert life.state_of(0) is ReplicaState.OPEN
+        release_unpushed(life.task, 0, worker(0).worker_id, now_ms, terms, view, life.changes)
         assert life.state_of(0) is ReplicaState.EXPIRED
-    moved = Counter[str]()
-    for _, target, amount in changes.moves:
-        moved[target] += amount
-    assert moved == {"burn": 2, f"account:{FOREMAN}": 17 * 3 - 2}
+    for step in steps:
+        for _, target, amount in step.moves:
+            moved[target] += amount
+    return moved, steps, lives
+
+
+@pytest.mark.parametrize("per_step", [1, 7, 60])
+def test_leases_never_pushed_cost_their_foreman_as_much_however_they_are_denied(per_step: int) -> None:
+    """The attack: a worker denies what it was pushed, a lease at a time. The other: a foreman pushes nothing."""
+    moved, steps, lives = unpushed(60, per_step=per_step, terms=replace(TERMS, hold_cap=99))
+    owed = [life for life in lives if owes_hold_fee(STRANGERS.secret, life.task.lease_id(0), TERMS.hold_leases)]
+    assert 0 < len(owed) < 12
+    assert moved == {"burn": len(owed), f"account:{FOREMAN}": 60 * 3 - len(owed)}
+    held = sum(step.jobs[FOREMAN, JOB_ID].held[worker(0).account_id] for step in steps)
+    assert held == len(owed), "and it is remembered what they cost"
+
+
+def test_what_the_workers_of_one_account_cost_a_foreman_has_an_end() -> None:
+    moved, _, _ = unpushed(400)
+    assert moved["burn"] == TERMS.hold_cap
+    view = replace(STRANGERS, held={worker(0).account_id: TERMS.hold_cap})
+    assert unpushed(400, view=view)[0]["burn"] == 0
+
+
+def test_ones_own_workers_cost_nothing_when_they_were_not_pushed() -> None:
+    life = Life(price=3)
+    life.task.account_id = worker(0).account_id
+    terms = replace(TERMS, hold_leases=1)
+    release_unpushed(life.task, 0, worker(0).worker_id, 2_000_000, terms, STRANGERS, life.changes)
+    assert life.state_of(0) is ReplicaState.EXPIRED
+    assert "burn" not in {target for _, target, _ in life.changes.moves}
+    assert life.changes.denied == {}
+
+
+def test_one_lease_in_sixteen_costs_a_credit_and_nobody_can_tell_which() -> None:
+    leases = [f"{number:024x}.0" for number in range(16_000)]
+    owed = [owes_hold_fee(b"secret", lease, 16) for lease in leases]
+    assert 850 < sum(owed) < 1150
+    other = [owes_hold_fee(b"other", lease, 16) for lease in leases]
+    assert sum(one and two for one, two in zip(owed, other, strict=True)) < 150, "another secret tells nothing of it"
+    assert owed == [owes_hold_fee(b"secret", lease, 16) for lease in leases]
 
 
 def disputed(vesting_ms: int) -> Life:

@@ -10,6 +10,8 @@
 --   {ec}:vesting              sorted set: times (s, tens) at which pay vests; {ec}:vesting:<time>  hash: account -> credits
 --   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote);
 --                             share (it is given one in so many of its capacity);
+--                             denied (parties of foremen of whose leases it says that they were not pushed, each with a
+--                             space behind it; since an answer of it was accepted);
 --                             verified, doubts, words, accusers: what all foremen share of their tallies (see learn)
 --   {ec}:worker:<id>:leases   set: leases that take its slots
 --   {ec}:trust:<party>        hash: <worker>:v, :d, :w -> one foreman's own tally of a worker
@@ -20,6 +22,7 @@
 --     :doubts                 hash: <worker>:d, <worker>:w -> what tallies gained in this job
 --     :effort                 hash: account -> effort fees with a cap that it had
 --     :undelivered            hash: worker -> results that the foreman says did not arrive
+--     :held                   hash: account -> hold fees for leases that its workers deny
 --     :tasks, :recompute      sets: accepted tasks that are remembered, and those of them that are to be computed again
 --   {ec}:pool:<class>         set: workers alive that have a slot free
 --   {ec}:pool:<class>+<capability>  set: those of them that have the capability
@@ -34,10 +37,11 @@
 --   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
 --   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
 --   lessons:  [[worker id, party, verified, doubts, words], ...]
---   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute], ...]: hashes
---             as [field, delta, ...], sets as [id, ...]
+--   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute, held], ...]:
+--             hashes as [field, delta, ...], sets as [id, ...]
 --   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
+--   denied:   [[worker id, party, ...], ...]; hold: [most that :held may come to, parties from which a share is halved]
 --   hush: account:job whose doubts are taken back, which happens once, or ""
 --   now, kept (ms until which jobs are kept), most_share
 -- Returns {"ok"} or {what stood in the way, which, ...}; then nothing was changed.
@@ -95,6 +99,12 @@ end
 for _, v in ipairs(c.vesting) do
   if v[3] < 0 and tonumber(redis.call('HGET', P .. 'vesting:' .. v[2], v[1]) or '0') < -v[3] then
     return {'vesting', v[1]}
+  end
+end
+for _, j in ipairs(c.jobs) do
+  for at = 1, #j[10], 2 do
+    local held = tonumber(redis.call('HGET', P .. 'job:' .. j[1] .. ':held', j[10][at]) or '0')
+    if held + j[10][at + 1] > c.hold[1] then return {'held', j[1]} end
   end
 end
 local taken = {}
@@ -185,11 +195,12 @@ end
 for _, l in ipairs(c.lessons) do learn(l[1], l[2], {l[3], l[4], l[5]}) end
 
 if c.hush ~= '' then redis.call('HSET', P .. 'job:' .. c.hush, 'noisy', 1) end
+local counted = {[3] = ':compared', [4] = ':differed', [5] = ':doubts', [6] = ':effort', [7] = ':undelivered', [10] = ':held'}
 for _, j in ipairs(c.jobs) do
   local key = P .. 'job:' .. j[1]
   if j[2] ~= 0 then redis.call('HINCRBY', key, 'answers', j[2]) end
-  for n, name in ipairs({':compared', ':differed', ':doubts', ':effort', ':undelivered'}) do
-    local pairs_ = j[2 + n]
+  for n, name in pairs(counted) do
+    local pairs_ = j[n]
     for at = 1, #pairs_, 2 do
       if redis.call('HINCRBY', key .. name, pairs_[at], pairs_[at + 1]) <= 0 then
         redis.call('HDEL', key .. name, pairs_[at])
@@ -201,15 +212,31 @@ for _, j in ipairs(c.jobs) do
   redis.call('ZADD', P .. 'open', c.kept, j[1])
 end
 
+-- Of some parties a worker may deny leases for good reason; more are not noted than it takes to have the least share.
+for _, d in ipairs(c.denied) do
+  local key, halve = P .. 'worker:' .. d[1], false
+  local known = redis.call('HGET', key, 'denied') or ''
+  for n = 2, #d do
+    local _, many = string.gsub(known, ' ', '')
+    if many < c.hold[2] + 5 and not string.find(' ' .. known, ' ' .. d[n] .. ' ', 1, true) then
+      known = known .. d[n] .. ' '
+      halve = halve or many + 1 >= c.hold[2]
+    end
+  end
+  redis.call('HSET', key, 'denied', known)
+  for _, f in ipairs(c.frees) do
+    if halve and f[1] == d[1] and f[3] == 0 then f[3] = -1 end
+  end
+end
 -- A worker that is alive is in its pools as long as it has room.
 local shares = {}
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used')
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used', 'denied')
   local share = w[4]
-  if f[3] > 0 and share then
-    redis.call('HDEL', key, 'share')
+  if f[3] > 0 and (share or w[6]) then
+    redis.call('HDEL', key, 'share', 'denied')
     share = nil
   elseif f[3] < 0 and w[1] then
     share = math.min(tonumber(share or '1') * 2, c.most_share)
