@@ -244,8 +244,8 @@ class Foreman:
         self._job_id = f"{number:032x}"
         self.replicas = 0
 
-    def round(self, batch: int) -> None:
-        """Leases a batch and settles it until nothing of it is open."""
+    def lease(self, batch: int) -> m.Leased:
+        """Leases a batch."""
         wanted = m.LeaseTasks(
             job_id=self._job_id,
             idempotency_key=os.urandom(8).hex(),
@@ -255,6 +255,11 @@ class Foreman:
         )
         leased = self._party.ask("POST", "/v1/tasks", wanted, m.Leased)
         assert len(leased.tasks) == batch
+        return leased
+
+    def round(self, batch: int) -> None:
+        """Leases a batch and settles it until nothing of it is open."""
+        leased = self.lease(batch)
         replicas = [replica for task in leased.tasks for replica in task.replicas]
         open_tasks = [task.task_id for task in leased.tasks]
         while open_tasks:
@@ -303,6 +308,20 @@ def measure(service: Service, flags: argparse.Namespace, store: redis.Redis, war
     line += f"callers {spent.callers_s * each:.1f}, " if flags.callers else ""
     print(line + f"by the clock {spent.clock_s * each:.1f}")
     print(f"the store grew by {grown / tasks:.0f} bytes a task, ledger included")
+    if isinstance(service, InProcess):
+        _measure_memory(foremen[0], flags.batch, store)
+
+
+def _measure_memory(foreman: Foreman, batch: int, store: redis.Redis) -> None:
+    """Leases tasks that stay open, and prints what they and their entries in the ledger take in the store."""
+    before, entries_before = _memory(store), _entries(store)
+    for _ in range(5):
+        foreman.lease(batch)
+    grown, entries = _memory(store) - before, _entries(store) - entries_before
+    print(
+        f"an open task takes {(grown - entries) / batch / 5:.0f} bytes in the store, "
+        f"its entry in the ledger {entries / batch / 5:.0f} until it is archived"
+    )
 
 
 def main() -> None:
@@ -339,6 +358,11 @@ def _store_s(client: redis.Redis) -> float:
 def _memory(client: redis.Redis) -> int:
     used: Any = client.info("memory")
     return int(used["used_memory"])
+
+
+def _entries(client: redis.Redis) -> int:
+    """Bytes of the ledger's entries that are not archived."""
+    return int(client.memory_usage("{ec}:ledger", samples=0) or 0)
 
 
 def _nothing() -> None:
