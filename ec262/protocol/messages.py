@@ -268,7 +268,7 @@ class LeasedTask(Message, frozen=True, kw_only=True):
     task_id: str
     input_key: Digest
     replicas: list[LeasedReplica]
-    position: Annotated[int, Meta(ge=0, lt=MAX_TASKS_A_REQUEST)] = 0
+    position: Annotated[int, Meta(ge=0, le=MAX_TASKS_A_REQUEST - 1)] = 0
 
 
 class AssignedWorker(Message, frozen=True, kw_only=True):
