@@ -44,6 +44,7 @@ from ec262.errors import SetupError
 
 _LOG_MAX_BYTES = 1_000_000  # a longer log is set aside (one generation) at the next start
 _TAIL_LINES = 12
+_TAIL_BYTES = 4096
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _DATA = ("appendonlydir", "appendonly.aof")  # since Redis 7, and before
 _EXIT = re.compile(rb"exit (-?\d+)\n")
@@ -127,6 +128,15 @@ class RedisServer:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-status).name}"
         return f"killed by signal {-status}"
+
+    def last_words(self) -> str:
+        """The end of its log, as the second half of an error message."""
+        try:
+            with open(self.log_path, "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+                return _tail(log)
+        except OSError:
+            return "Its log is gone."
 
     def again(self) -> RedisServer:
         """Starts a server on the directory of this one, which is closed; all that it acknowledged is there.

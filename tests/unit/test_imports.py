@@ -60,10 +60,20 @@ DISCOVERY_ORDER = [
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "store.watchdog", "store.binary", "store.descriptors", "store.directory"),
-    *("store.configuration", "store.server", "store.connection", "store.reputations", "store.accounts"),
-    *("store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("store.configuration", "store.server", "store.keeper", "store.connection", "store.reputations", "store.accounts"),
+    *(
+        "store.books",
+        "store.store",
+        "archive.mover",
+        "condition",
+        "changing",
+        "keyring",
+        "ledger",
+        "operator",
+        "leaderboard",
+    ),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
-    *("app", "service", "__main__"),
+    *("app", "upkeep", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
