@@ -20,7 +20,7 @@ from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
-from discovery.store.connection import connect
+from discovery.store.connection import connect, reconnect
 from discovery.store.reputations import VESTING_MS, Reputations
 
 _LUA = Path(__file__).parent / "lua"
@@ -126,6 +126,10 @@ class Store:
     def ping(self) -> None:
         """Raises when Redis does not answer."""
         self._redis.ping()
+
+    def move_to(self, url: str) -> None:
+        """Goes on with the Redis at another URL: the embedded one was started again."""
+        reconnect(self._redis, url)
 
     def close(self) -> None:
         """Closes all connections."""
