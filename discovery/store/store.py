@@ -195,8 +195,9 @@ class Store:
         """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
         Those that ask for less come first. While the account has a bound gift to spend, there are no neighbours of it
-        among them. Cost: with one capability or none, that of `count` workers and of how many
-        different things are asked for; with several also that of the rarest.
+        among them. Cost: that of `count` workers, and of how many different prices are asked for; with several
+        capabilities also that of up to 2048 workers looked at. Of these an answer may then have fewer than there are,
+        and `workers_alive` and `slots_alive` are estimates.
         """
         pools = pools_for(needs)
         found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)
