@@ -95,7 +95,7 @@ def test_attack_bytes_are_delivered_only_once_the_receipt_was_refused(scene: Sce
 
 def test_attack_living_on_receipts_for_nothing(make_scene: MakeScene) -> None:
     """Nobody else is there to compute its tasks: the effort fee at most, up to a cap, for fewer leases each time."""
-    scene = make_scene(min_timeout_s=0.0, late_grace_s=0.0, prefetch=4, starting_credits=1000)
+    scene = make_scene(min_timeout_s=0.0, ttl_s=1e6, late_grace_s=0.0, prefetch=4, starting_credits=1000)
     foreman, cheat = scene.foreman(), scene.worker(verified=500, slots=4)
     leases = []
     for number in range(5):
@@ -155,7 +155,7 @@ def test_attack_a_foreman_denies_what_arrived(scene: Scene) -> None:
 @pytest.mark.parametrize("says", [other_bytes, nothing])
 def test_attack_a_foreman_denies_what_arrived_and_walks_away(make_scene: MakeScene, says: Says) -> None:
     """It can read nothing, and owes the effort fee. A worker's name is not a foreman's to take."""
-    scene = make_scene(min_timeout_s=0.0, late_grace_s=0.0)
+    scene = make_scene(min_timeout_s=0.0, ttl_s=1e6, late_grace_s=0.0)
     foreman, honest = scene.foreman(), scene.worker(verified=500)
     before = scene.name(honest)
     leased = foreman.lease(3, timeout_s=0.05, cpu_limit_s=240)
