@@ -240,6 +240,6 @@ class Leasing:
             )
         return (
             f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
-            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or be all your own "
-            "or each other's neighbours on a public network"
+            f"they may be busy, ask for more than price={policy.price}, not be believed any more, have delivered other "
+            "bytes than they gave receipts for, or be all your own or each other's neighbours on a public network"
         )
