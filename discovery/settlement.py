@@ -62,14 +62,20 @@ class Settlement:
             ProblemError: ``conflict`` after many attempts.
         """
         shown, refused = self._open(asked.receipts)
-        if len(shown) > MOST_RECEIPTS:
+        unreadable = [
+            (asked.receipts[position].worker_id, *split_lease(lease_id))
+            for position, _ in refused
+            for lease_id in asked.receipts[position].arrived
+        ]
+        if len(shown) + len(unreadable) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
-        named_lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
         known = dict(split_lease(lease_id) for lease_id in asked.known)
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
-        task_ids.update(dict.fromkeys(task_id for task_id, _ in named_lost))
+        task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
+        task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
@@ -83,16 +89,12 @@ class Settlement:
             before = fingerprints(records)
             changes = Changes()
             bad: Refusals = {key: [] for key in refused}
-            lost = list(named_lost)
-            for item in shown:
-                record = records.get(item.task_id)
-                why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
-                if why:
-                    bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
-                if why == rules.NOT_ARRIVED:
-                    lost.append((item.task_id, item.number))
+            undelivered = self._take_in(records, shown, bad, now_ms, view, changes)
+            for worker_id, task_id, number in unreadable:
+                if task_id in records and rules.note_unreadable(records[task_id], number, worker_id, changes):
+                    undelivered.append((task_id, number))
             again: dict[str, int] = {}
-            for task_id, number in lost:
+            for task_id, number in (*lost, *undelivered):
                 if task_id in records and number < len(records[task_id].replicas):
                     replica = records[task_id].replicas[number]
                     if replica.lost:
@@ -204,6 +206,26 @@ class Settlement:
                 refused[position, NOT_OPEN] = []
         return shown, refused
 
+    def _take_in(
+        self,
+        records: dict[str, TaskRecord],
+        shown: Sequence[_Shown],
+        bad: Refusals,
+        now_ms: int,
+        view: View,
+        changes: Changes,
+    ) -> list[tuple[str, int]]:
+        """Records a job's receipts; adds to `bad` what does not count, and returns the replicas that are lost by it."""
+        undelivered = []
+        for item in shown:
+            record = records.get(item.task_id)
+            why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
+            if why:
+                bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
+            if why in (rules.NOT_ARRIVED, rules.NO_TOKENS):
+                undelivered.append((item.task_id, item.number))
+        return undelivered
+
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
         return rules.record_receipt(
             *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes),
@@ -240,6 +262,9 @@ class Settlement:
             kind = (record.worker_class, record.offer, *record.capabilities)
             if kind not in markets:
                 markets[kind] = self._leasing.market(record, past)
+                noted = changes.jobs.get((record.account_id, record.job_id))
+                for worker_id in noted.undelivered if noted is not None else ():
+                    markets[kind].workers.pop(worker_id, None)
             market = markets[kind]
             if market.budget < record.units or not self._leasing.may_extend(record, now_ms):
                 # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.

@@ -91,6 +91,8 @@ def record_receipt(
         changes.counts[f"worker:{worker_id}", "refused"] += 1
         return ""
     if not receipt.token_digests:
+        if arrived is not None:
+            _deny(task, replica, changes)
         return NO_TOKENS
     replica.kind, replica.commitment, replica.cpu_s = receipt.kind, receipt.commitment, receipt.cpu_s
     replica.tokens = tokens_digest(receipt.token_digests)
@@ -107,6 +109,15 @@ def record_receipt(
         replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
         refund(task, number, changes)
     return ""
+
+
+def note_unreadable(task: TaskRecord, number: int, worker_id: str, changes: Changes) -> bool:
+    """Its foreman says that a worker's result came with a receipt that nobody can read; whether it had that lease."""
+    replica = task.replicas[number] if number < len(task.replicas) else None
+    if replica is None or replica.worker_id != worker_id or replica.state is not ReplicaState.OPEN:
+        return False
+    _deny(task, replica, changes)
+    return True
 
 
 def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) -> Verdict:
@@ -360,8 +371,13 @@ def _arrive(task: TaskRecord, replica: ReplicaRecord, arrived: bytes | None, cha
     if arrived == replica.tokens:
         replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_RECORDED)
         return ""
-    changes.jobs[task.account_id, task.job_id].undelivered[replica.worker_id] += 1
+    _deny(task, replica, changes)
     return NOT_ARRIVED
+
+
+def _deny(task: TaskRecord, replica: ReplicaRecord, changes: Changes) -> None:
+    """Its foreman says that nothing came of use: it gets no more of this job."""
+    changes.jobs[task.account_id, task.job_id].undelivered[replica.worker_id] += 1
 
 
 def _is_contested(replica: ReplicaRecord) -> bool:

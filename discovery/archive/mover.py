@@ -33,6 +33,8 @@ _LAST = 2**64 - 1
 _AGAIN_S = 30.0
 """How long a mover that met a fault waits before it looks again."""
 
+_UNFIT = "the archive on disk and the store do not fit; the service's log says more"
+
 Run = Callable[..., Any]
 
 
@@ -43,6 +45,10 @@ class Mover:
         settle_s: entries younger than this stay in Redis.
         wait_s: a block is written when it is full, or when its oldest entry is as old as this.
         run: calls a function that computes and writes; a service gives it a thread.
+
+    Attributes:
+        fault: what it met last, empty when all is well.
+        trouble: the same for strangers, without paths.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class Mover:
         self._entry_bytes = 16 * 1024
         self._not_before = float("-inf")
         self._turn = threading.Lock()
-        self.fault = ""
+        self.fault = self.trouble = ""
 
     def close(self) -> None:
         """Lets another mover write."""
@@ -92,6 +98,7 @@ class Mover:
         except (ArchiveFault, OSError) as reason:
             self.close()
             self.fault = str(reason)
+            self.trouble = reason.strerror or type(reason).__name__ if isinstance(reason, OSError) else _UNFIT
             self._not_before = time.monotonic() + _AGAIN_S
             log.error("the ledger stays in Redis (%d entries) and grows there: %s", self._books.waiting(), reason)
             return 0
@@ -100,7 +107,7 @@ class Mover:
             raise
         finally:
             self._turn.release()
-        self.fault = ""
+        self.fault = self.trouble = ""
         return moved
 
     def _move(self) -> int:

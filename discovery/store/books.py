@@ -43,6 +43,15 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of the store's memory: what the ledger's entries take, all that it uses, what it may use (0: any)."""
+
+    ledger: int = 0
+    used: int = 0
+    most: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The books at one instant: balances by place, escrows included, and the id of the last entry."""
 
@@ -124,6 +133,15 @@ class Books:
     def waiting(self) -> int:
         """How many entries are not on disk yet."""
         return int(self._redis.xlen(_LEDGER))
+
+    def memory(self) -> Memory:
+        """How much memory the ledger takes until it is on disk, and how much there is."""
+        pipeline = self._redis.pipeline(transaction=False)
+        # All of the stream's nodes: of a few it would extrapolate from the oldest, whatever came after them.
+        pipeline.memory_usage(_LEDGER, samples=0)
+        pipeline.info("memory")
+        ledger, told = pipeline.execute()
+        return Memory(int(ledger or 0), int(told["used_memory"]), int(told.get("maxmemory", 0)))
 
     def acknowledge(self, before: Head, number: int, digest: bytes, first: StreamId, last: StreamId) -> str:
         """Lets go the entries from `first` to `last`: block `number` on disk has them.

@@ -20,7 +20,7 @@ from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
-from discovery.store.connection import connect
+from discovery.store.connection import connect, reconnect
 from discovery.store.reputations import VESTING_MS, Reputations
 
 _LUA = Path(__file__).parent / "lua"
@@ -127,6 +127,10 @@ class Store:
         """Raises when Redis does not answer."""
         self._redis.ping()
 
+    def move_to(self, url: str) -> None:
+        """Goes on with the Redis at another URL: the embedded one was started again."""
+        reconnect(self._redis, url)
+
     def close(self) -> None:
         """Closes all connections."""
         self._redis.close()
@@ -191,8 +195,9 @@ class Store:
         """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
         Those that ask for less come first. While the account has a bound gift to spend, there are no neighbours of it
-        among them. Cost: with one capability or none, that of `count` workers and of how many
-        different things are asked for; with several also that of the rarest.
+        among them. Cost: that of `count` workers, and of how many different prices are asked for; with several
+        capabilities also that of up to 2048 workers looked at. Of these an answer may then have fewer than there are,
+        and `workers_alive` and `slots_alive` are estimates.
         """
         pools = pools_for(needs)
         found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)

@@ -242,6 +242,7 @@ class Leasing:
             )
         return (
             f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
-            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or, on a public "
-            "network, be all your own, each other's neighbours, or yours: starting credits buy nothing of these"
+            f"they may be busy, ask for more than price={policy.price}, not be believed any more, have delivered other "
+            "bytes than they gave receipts for, or, on a public network, be all your own, each other's neighbours, or "
+            "yours: starting credits buy nothing of these"
         )

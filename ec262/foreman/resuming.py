@@ -83,8 +83,7 @@ class Resuming:
         elif not task.answered and not task.any_out:
             session.start_over(task, "its push was interrupted", counts=False)
         else:
-            # Discovery may have added replicas just before the kill: it tells them with its next verdict. It is not
-            # asked for one before that is due: what it accepts may be what a worker showed and nobody has fetched yet.
+            # Discovery may have added replicas just before the kill: it tells them with its next verdict.
             session.unsure[task.task_id] = last_of(known.leases)
         return True
 

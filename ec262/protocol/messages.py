@@ -136,9 +136,17 @@ class Credits(Message, frozen=True, kw_only=True):
 
 
 class Health(Message, frozen=True, kw_only=True):
-    """The service answers, and so does what it depends on."""
+    """The service answers, and so does its store.
 
-    status: str
+    Where it is ``degraded``, `faults` says why in words. `leasing`: whether it begins anything new (leases, accounts,
+    transfers); settlement goes on in any case. `backlog_bytes`: memory of the store that entries of the ledger take
+    until they are on disk.
+    """
+
+    status: Literal["ok", "degraded"]
+    leasing: bool = True
+    backlog_bytes: int = 0
+    faults: list[str] = []
 
 
 # --- discovery: workers --------------------------------------------------------------------------

@@ -716,7 +716,7 @@ def test_sums_stay_exact_up_to_the_most_that_may_be_minted(discovery: Discovery)
 
 
 def test_a_discovery_at_work_archives_by_itself(discovery: Discovery, tmp_path: Path, redis_url: str) -> None:
-    """The sweep does it; entries that are old enough leave Redis."""
+    """Entries that are old enough leave Redis."""
     Caller(discovery)
     client: Any = redis.Redis.from_url(redis_url)
     ((_, fields),) = client.xrange("{ec}:ledger")
@@ -724,7 +724,7 @@ def test_a_discovery_at_work_archives_by_itself(discovery: Discovery, tmp_path: 
     client.delete("{ec}:ledger")
     client.xadd("{ec}:ledger", fields, id=f"{seconds * 1000 - 60_000}-0")
     client.close()
-    discovery.sweep()
+    discovery.mover.move()
     assert discovery.store.books.waiting() == 0
     assert discovery.store.books.head().number == 1
     assert len(segments(tmp_path / "ledger")) == 1

@@ -275,12 +275,22 @@ def test_a_bound_gift_draws_no_neighbours_until_as_much_is_spent(store: Store, c
 # --- the cost -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hasty(client: redis.Redis) -> Iterator[None]:
+    """The store does not wait for the disk: many workers come here."""
+    before = str(client.config_get("appendfsync")["appendfsync"])
+    client.config_set("appendfsync", "no")
+    yield
+    client.config_set("appendfsync", before)
+
+
 def calls(client: redis.Redis) -> int:
     """Commands that the server has carried out."""
     stats = client.info("commandstats")
     return sum(int(each["calls"]) for name, each in stats.items() if name != "cmdstat_info")
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("needs", [(), (BOOKS,), ("platform:x86_64",), (BOOKS, "platform:x86_64")])
 def test_drawing_costs_the_same_of_fifty_workers_and_of_three_thousand(
     store: Store, client: redis.Redis, needs: tuple[str, ...]
@@ -295,6 +305,52 @@ def test_drawing_costs_the_same_of_fifty_workers_and_of_three_thousand(
         assert (len(sample.workers), sample.workers_alive) == (20, last)
     assert cost[0] == cost[1]
     assert cost[0] < 60
+
+
+def looked_at(client: redis.Redis) -> set[str]:
+    """Commands since the counts were reset that go through whole sets, however large."""
+    return {
+        name for name in client.info("commandstats") if name in {"cmdstat_zinter", "cmdstat_sinter", "cmdstat_smembers"}
+    }
+
+
+@pytest.mark.usefixtures("hasty")
+def test_of_many_that_have_one_of_two_capabilities_some_are_looked_at(store: Store, client: redis.Redis) -> None:
+    """One in three has both. What is found is right; how many there are in all is an estimate."""
+    for number in range(1800):
+        has = (BOOKS, MAPS) if number % 3 == 0 else ((BOOKS,), (MAPS,))[number % 2]
+        enter(store, number, capabilities=has, slots=2, ask=1 + number // 1600)
+    client.config_resetstat()
+    seen = set()
+    for _ in range(20):
+        sample = store.sample(CLASS, [BOOKS, MAPS], 20, offer=2)
+        assert len({worker.worker_id for worker in sample.workers}) == 20
+        assert all(int(worker.worker_id, 16) % 3 == 0 for worker in sample.workers)
+        assert 400 < sample.workers_alive < 800
+        assert 800 < sample.slots_alive < 1600
+        seen |= {worker.worker_id for worker in sample.workers}
+    assert len(seen) > 200, "and others each time"
+    assert looked_at(client) == set()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_pair_that_hardly_anybody_has_is_found_in_the_end(store: Store) -> None:
+    """Of those who have the rarer of both some are looked at in a request: others in the next."""
+    for number in range(1500):
+        enter(store, number, capabilities=((BOOKS,), (MAPS,))[number % 2])
+    enter(store, 1500, capabilities=(BOOKS, MAPS))
+    assert any(store.sample(CLASS, [BOOKS, MAPS], 20).workers for _ in range(60))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_attack_many_prices_and_many_capabilities_at_once_cost_little(store: Store, client: redis.Redis) -> None:
+    names = tuple(f"data:{letter}" for letter in "abcdefghijklmnop")
+    for number in range(1000):
+        enter(store, number, ask=1 + number % 10, capabilities=names)
+    before = calls(client)
+    sample = store.sample(CLASS, names, 20, offer=100)
+    assert (len(sample.workers), sample.workers_alive) == (20, 1000)
+    assert calls(client) - before < 700
 
 
 def test_attack_as_many_prices_as_there_can_be_cost_little(store: Store, client: redis.Redis) -> None:
