@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,8 +13,11 @@ import redis
 
 from benchmarks import matching
 from discovery.app import Discovery
+from discovery.changes import Changes
 from discovery.records import needs_of, pools_for, pools_of
+from discovery.settings import Settings
 from discovery.store.store import Store
+from discovery.trust import terms_of
 from ec262.config import WorkerSettings
 from ec262.errors import Malformed, SetupError
 from ec262.protocol import messages as m
@@ -223,6 +227,44 @@ def test_any_name_of_a_machine_is_a_platform_that_discovery_takes() -> None:
     for machine in ("i686", "Power Macintosh", "sun4v/" * 9, "\u0661\x00", "ARMv8 Processor rev 4"):
         body = {"python": "3.11", "platform": platform_family(machine)}
         m.decode(m.Requirements, msgspec.json.encode(body))
+
+
+# --- who is in the pools --------------------------------------------------------------------------
+
+
+def test_a_worker_is_in_its_pools_as_long_as_it_has_room(store: Store, client: redis.Redis) -> None:
+    """Whatever is leased to it, comes free, and becomes of its share: pools are written only where that changes."""
+    worker_id = enter(store, 1, capacity=8, capabilities=(BOOKS,))
+    terms = terms_of(Settings())
+    held: list[str] = []
+    share, made = 1, 0
+    chance = random.Random(262)
+    for _ in range(300):
+        changes = Changes()
+        room = max(1, 8 // share) - len(held)
+        taking = chance.randint(0, room) if room > 0 else 0
+        freeing = chance.sample(held, chance.randint(0, len(held)))
+        fate = chance.choice(["", "halved", "restored"])
+        if taking:
+            fresh = [f"{'c' * 24}.{made + n}" for n in range(taking)]
+            changes.takes[worker_id, 1] += fresh
+            held += fresh
+            made += taking
+        if freeing:
+            changes.frees[worker_id] += freeing
+            held = [lease for lease in held if lease not in freeing]
+            if fate == "restored":
+                changes.restored.add(worker_id)
+                share = 1
+            elif fate == "halved":
+                changes.halved.add(worker_id)
+                share = min(2 * share, terms.most_share)
+        store.commit(changes, store.now_ms(), terms)
+        fits = len(held) < max(1, 8 // share)
+        assert client.hget(f"{{ec}}:worker:{worker_id}", "used") == str(len(held)).encode()
+        for pool in (CLASS, f"{CLASS}+{BOOKS}"):
+            assert client.sismember(f"{{ec}}:pool:{pool}", worker_id) == fits, (held, share, fate)
+    assert made > 100
 
 
 # --- what is known of workers ---------------------------------------------------------------------
