@@ -59,7 +59,15 @@ DISCOVERY_ORDER = [
     *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.watchdog", "store.binary", "store.descriptors", "store.directory"),
+    *(
+        "archive.rows",
+        "archive.files",
+        "archive.writer",
+        "store.watchdog",
+        "store.binary",
+        "store.descriptors",
+        "store.directory",
+    ),
     *("store.configuration", "store.server", "store.keeper", "store.connection", "store.reputations", "store.accounts"),
     *(
         "store.books",
