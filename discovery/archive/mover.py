@@ -56,6 +56,7 @@ class Mover:
     Args:
         settle_s: entries younger than this stay in Redis.
         wait_s: a block is written when it is full, or when its oldest entry is as old as this.
+        post_share: of the time that posting rows takes at most; 1: whatever there is is posted.
         run: calls a function that computes and writes; a service gives it a thread.
 
     Attributes:
@@ -71,6 +72,7 @@ class Mover:
         segment_bytes: int = SEGMENT_BYTES,
         settle_s: float = 5.0,
         wait_s: float = 10.0,
+        post_share: float = POST_SHARE,
         run: Run | None = None,
     ) -> None:
         self._books = books
@@ -78,6 +80,7 @@ class Mover:
         self._segment_bytes = segment_bytes
         self._settle_ms = int(settle_s * 1000)
         self._wait_ms = int(wait_s * 1000)
+        self._pauses = 1 / post_share - 1
         self.run: Run = run or _call
         self._writer: Writer | None = None
         self._head = Head()
@@ -175,7 +178,7 @@ class Mover:
         self._post_rows(self._head.number, self._head.last, writer.rows)
         writer.rows = {}
         now = time.monotonic()
-        self._post_not_before = now + min((now - started) * (1 / POST_SHARE - 1), POST_WITHIN_S)
+        self._post_not_before = now + min((now - started) * self._pauses, POST_WITHIN_S)
 
     def _post_rows(self, upto: int, last: StreamId, rows: Rows) -> None:
         head = self._books.post(self._head, upto, last, rows)

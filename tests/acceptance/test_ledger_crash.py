@@ -61,6 +61,7 @@ def archive(url: str, directory: str, settle_s: str, step: str = "", turn: str =
         segment_bytes=SEGMENT_BYTES,
         settle_s=float(settle_s),
         wait_s=float(settle_s),
+        post_share=1,
     )
     what, _, when = step.partition(" ")
     # Between two calls of the script that posts rows a posting is half done.
@@ -97,7 +98,6 @@ def archive(url: str, directory: str, settle_s: str, step: str = "", turn: str =
                 if what:
                     account(store)
                     account(store)
-                mover._post_not_before = 0  # otherwise it would wait now and then
                 mover.move()
             except redis.RedisError:
                 time.sleep(0.02)
@@ -211,11 +211,9 @@ def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_
     assert len(segments(tmp_path / "ledger")) >= rounds
     with start_server(tmp_path / "store", fsync="always") as server:
         store = Store(server.url)
-        mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, segment_bytes=SEGMENT_BYTES)
+        mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
         while mover.move():
             pass
-        mover._post_not_before = 0
-        mover.move()
         mover.close()
         statements_are_true(store)
         store.close()

@@ -31,7 +31,7 @@ from tests.parties import Caller, Foreman, Problem, Worker, answer_all
 @pytest.fixture
 def mover(discovery: Discovery, tmp_path: Path) -> Iterator[Mover]:
     """Archives whatever there is, a block a call, in small segments."""
-    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, segment_bytes=4000)
+    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1, segment_bytes=4000)
     yield made
     made.close()
 
@@ -496,7 +496,7 @@ def test_credits_arrive_and_both_sides_see_why(make_discovery: Callable[..., Dis
     sent = send(sender, receiver, 20, "thanks / for, the cluster: 日本")
     assert (sent.balance, sent.transferable) == (42, 30)
     assert (sender.state.balance, receiver.state.balance) == (42, 32)
-    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
     mover.move()
     mover.close()
     (paid,) = [row for row in statement(sender).rows if row.kind == "transfer"]

@@ -44,8 +44,9 @@ def store(redis_url: str) -> Iterator[Store]:
 def make_mover(store: Store, tmp_path: Path) -> Iterator[Callable[..., Mover]]:
     made: list[Mover] = []
 
-    def make(**settings: float) -> Mover:
-        made.append(Mover(store.books, tmp_path / "ledger", **{"settle_s": 0, "wait_s": 0, **settings}))  # type: ignore[arg-type]
+    def make(**settings: Any) -> Mover:
+        chosen = {"settle_s": 0, "wait_s": 0, "post_share": 1, **settings}
+        made.append(Mover(store.books, tmp_path / "ledger", **chosen))
         return made[-1]
 
     yield make
@@ -345,12 +346,6 @@ def moved(store: Store, account_id: str) -> Counter[tuple[str, str]]:
     return sums
 
 
-def post(mover: Mover) -> None:
-    """Has it post what it would wait with."""
-    mover._post_not_before = 0
-    mover.move()
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_however_often_posting_is_interrupted_statements_say_what_moved(
     store: Store, make_mover: Callable[..., Mover], monkeypatch: pytest.MonkeyPatch, seed: int
@@ -374,20 +369,23 @@ def test_however_often_posting_is_interrupted_statements_say_what_moved(
         return answer
 
     monkeypatch.setattr(store.books, "_run", breaks)
-    mover = make_mover()
+    shares = [1.0, 0.01]
+    mover = make_mover(post_share=chance.choice(shares))
     broken = 0
     for _ in range(12):
         paid(store, chance, chance.randint(1, 5))
         left = chance.choice([0, 1, 2, 3, 5, 1000])
         if chance.random() < 0.3:
             mover.close()  # killed
-            mover = make_mover()
+            mover = make_mover(post_share=chance.choice(shares))
         try:
-            mover.move() if chance.random() < 0.5 else post(mover)
+            mover.move()
         except redis.ConnectionError:
             broken += 1
     left = 10**9
-    post(mover)
+    mover.close()
+    mover = make_mover()
+    mover.move()
     assert broken >= 2
     assert mover.fault == ""
     head = store.books.head()
@@ -437,7 +435,7 @@ def test_rows_from_a_segment_that_is_no_longer_the_last_are_found(
 def test_rows_are_not_posted_more_often_than_redis_has_time_for(
     store: Store, make_mover: Callable[..., Mover], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mover = make_mover()
+    mover = make_mover(post_share=0.05)
     posts: list[object] = []
     done = store.books.post
 
@@ -480,7 +478,6 @@ def test_a_store_that_has_no_memory_left_is_relieved(store: Store, make_mover: C
         assert mover.move() == 20
         assert mover.fault == ""
         assert store.books.waiting() == 0
-        post(mover)
         assert sum(line.received for line in store.books.holdings("a" * 32).lines) == 10_000
     finally:
         client.config_set("maxmemory", 0)

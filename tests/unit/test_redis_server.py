@@ -488,7 +488,7 @@ def test_loading_a_long_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
         for number in range(15_000):
             pipeline.set(f"key{number}", "x")
         pipeline.execute()
-    write = server_module.write_config
+    write = configuration.write_config
 
     def slow(*arguments: Any) -> Path:
         path = write(*arguments)
