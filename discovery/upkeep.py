@@ -13,7 +13,6 @@ from gevent.event import AsyncResult
 
 from discovery.app import Discovery
 from discovery.store.keeper import Keeper
-from ec262.errors import EC262Error
 
 log = logging.getLogger("ec262.discovery")
 
@@ -63,7 +62,7 @@ class Upkeep:
     def _keep(self, keeper: Keeper) -> None:
         try:
             keeper.watch()
-        except EC262Error as reason:
+        except Exception as reason:  # whatever it is: without a store nothing goes on
             self._over.set_exception(reason)
 
 

@@ -45,6 +45,7 @@ from ec262.errors import SetupError
 _LOG_MAX_BYTES = 1_000_000  # a longer log is set aside (one generation) at the next start
 _TAIL_LINES = 12
 _TAIL_BYTES = 4096
+_FULL_BYTES = 64 * 1024
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _DATA = ("appendonlydir", "appendonly.aof")  # since Redis 7, and before
 _EXIT = re.compile(rb"exit (-?\d+)\n")
@@ -364,24 +365,29 @@ def _wait_until_ready(server: RedisServer, timeout_s: float, log: BinaryIO) -> N
             if not server.alive:
                 raise SetupError(f"The embedded Redis server ended at once. {_tail(log)}")
             try:
-                if client.ping():
-                    break
+                client.ping()
+                version = str(client.info("server")["redis_version"])
+                break
             except redis.BusyLoadingError:
                 deadline = time.monotonic() + timeout_s
             except (redis.RedisError, OSError):
-                pass  # not yet listening, or (TCP) somebody else on that port: then it ends by itself
+                pass  # not yet listening, ended meanwhile, or (TCP) somebody else on that port: then it ends by itself
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"The embedded Redis server does not answer within {timeout_s:g} seconds. " + _tail(log)
                 )
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.1)
-        check_version(str(client.info("server")["redis_version"]))
+    check_version(version)
 
 
 def _tail(log: BinaryIO) -> str:
     """The end of what the server logged since its start, as the second half of an error message."""
     lines = log.read(_LOG_MAX_BYTES).decode(errors="replace").strip().splitlines()
+    full = ""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(Path(log.name).parent).free < _FULL_BYTES:  # then nor can it say so itself
+            full = "There is no space left on its disk. "
     if not lines:
-        return f"It left no word in {log.name}."
-    return f"The end of {log.name}:\n  " + "\n  ".join(lines[-_TAIL_LINES:])
+        return f"{full}It left no word in {log.name}."
+    return f"{full}The end of {log.name}:\n  " + "\n  ".join(lines[-_TAIL_LINES:])

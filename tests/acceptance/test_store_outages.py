@@ -5,10 +5,12 @@ Real processes: ``kill -9`` of the store while foremen and workers settle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +152,44 @@ def test_an_embedded_store_that_cannot_stay_up_ends_discovery_with_one_message(t
     (said,) = [number for number, line in enumerate(lines) if line.startswith("ec262 discovery: ")]
     assert "failed 6 times, each time soon after its start" in lines[said]
     assert "manifest" in "\n".join(lines[said:]), "the reason, as the store logged it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file system")
+def test_a_full_disk_ends_discovery_and_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, accounts: Callable[[str], tuple[Account, Account]]
+) -> None:
+    """The store writes before it acknowledges; where the disk takes nothing it ends, and in the end discovery does."""
+    small = tmp_path / "data"
+    small.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("may not mount")
+    try:
+        with nothing_left():
+            service = discovery(tmp_path)
+            url = str(service.ready["url"])
+            payer, payee = accounts(url)
+            with store_of(None, small) as (store, _):
+                store.books.mint("mint", payer.account_id, 10**6, "to be sent")
+            before = balance(url, payee)
+            clerk = Payer(url, payer, payee)
+            clerk.start()
+            with contextlib.suppress(OSError), open(small / "other", "wb", buffering=0) as other:
+                while True:
+                    other.write(bytes(1024))
+            assert service.wait(90) == 1
+            told = clerk.stop()
+        log = (tmp_path / "discovery.log").read_text()
+        assert "Traceback" not in log
+        assert "no space left on its disk" in log[log.index("ec262 discovery: the embedded store") :]
+        (small / "other").unlink()
+        with nothing_left():
+            service = discovery(tmp_path)
+            assert balance(str(service.ready["url"]), payee) - before in (told, told + 1)
+            assert service.stop() == 0
+            clean(tmp_path, "--data-dir", str(small))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 @pytest.fixture

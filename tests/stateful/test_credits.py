@@ -220,7 +220,7 @@ class Credits(RuleBasedStateMachine):
         STORE["examples"] += 1
 
     def new_mover(self) -> Mover:
-        return Mover(self.store.books, self.archive_at, settle_s=0, wait_s=0, segment_bytes=SEGMENT_BYTES)
+        return Mover(self.store.books, self.archive_at, settle_s=0, wait_s=0, post_share=1, segment_bytes=SEGMENT_BYTES)
 
     def id_of(self, party: Caller) -> str:
         return party.account.account_id

@@ -60,7 +60,15 @@ DISCOVERY_ORDER = [
     *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.watchdog", "store.binary", "store.descriptors", "store.directory"),
+    *(
+        "archive.rows",
+        "archive.files",
+        "archive.writer",
+        "store.watchdog",
+        "store.binary",
+        "store.descriptors",
+        "store.directory",
+    ),
     *("store.configuration", "store.server", "store.keeper", "store.connection", "store.reputations", "store.accounts"),
     *(
         "store.books",

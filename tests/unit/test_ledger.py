@@ -31,7 +31,7 @@ from tests.parties import Caller, Foreman, Problem, Worker, answer_all
 @pytest.fixture
 def mover(discovery: Discovery, tmp_path: Path) -> Iterator[Mover]:
     """Archives whatever there is, a block a call, in small segments."""
-    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, segment_bytes=4000)
+    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1, segment_bytes=4000)
     yield made
     made.close()
 
@@ -436,7 +436,7 @@ def test_nobody_reads_anothers_statement(discovery: Discovery, mover: Mover) -> 
         answer = thief.raw("GET", path)
         assert answer.status_code == 200
         assert b"secret" not in answer.data
-        assert b"77" not in answer.data
+        assert b'"received":77' not in answer.data
     for path in (f"/v1/account/{victim.account.account_id}/ledger", f"/v1/accounts/{victim.account.account_id}"):
         assert thief.raw("GET", path).status_code in (404, 405)
     nobody = discovery.app.test_client().get("/v1/account/ledger")
@@ -496,7 +496,7 @@ def test_credits_arrive_and_both_sides_see_why(make_discovery: Callable[..., Dis
     sent = send(sender, receiver, 20, "thanks / for, the cluster: 日本")
     assert (sent.balance, sent.transferable) == (42, 30)
     assert (sender.state.balance, receiver.state.balance) == (42, 32)
-    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
     mover.move()
     mover.close()
     (paid,) = [row for row in statement(sender).rows if row.kind == "transfer"]
