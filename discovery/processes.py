@@ -33,14 +33,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, Any
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.subprocess import Popen
 
-from discovery.store.server import RedisServer, start_server
+from discovery.store.keeper import Keeper
+from discovery.store.server import start_server
 from ec262.errors import SetupError
 from ec262.serving import listen
 
@@ -58,7 +58,6 @@ STOP_S = 15.0
 YOUNG_S = 10.0
 """A process that dies before is replaced after a pause."""
 LONGEST_PAUSE_S = 10.0
-MEND_S = 60.0
 DESCRIPTORS = 16_384
 
 
@@ -77,7 +76,9 @@ def inherited_listener() -> socket.socket | None:
     return None if number is None else socket.socket(fileno=int(number))
 
 
-def supervise(flags: argparse.Namespace, arguments: Sequence[str], wait_for_parent: Callable[[Event], None]) -> int:
+def supervise(
+    flags: argparse.Namespace, arguments: Sequence[str], wait_for_parent: Callable[[AsyncResult], None]
+) -> int:
     """Runs web processes until a signal; returns the exit code.
 
     Args:
@@ -86,20 +87,21 @@ def supervise(flags: argparse.Namespace, arguments: Sequence[str], wait_for_pare
         wait_for_parent: sets the event when whoever started this process is gone.
 
     Raises:
-        SetupError: the store, the socket or the web processes could not be started.
+        SetupError: the store, the socket or the web processes could not be started, or the store dies again and again.
     """
-    over, renew = Event(), Event()
+    over: AsyncResult = AsyncResult()
+    renew = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, over.set)
     gevent.signal_handler(signal.SIGHUP, renew.set)
     with ExitStack() as stack:
-        store = None
+        keeper = None
         if flags.redis is None:
-            store = _Store(flags.data_dir, ephemeral=flags.ephemeral)
-            stack.callback(store.close)
+            keeper = Keeper(start_server(flags.data_dir, ephemeral=flags.ephemeral))
+            stack.callback(keeper.close)
         listener = listen(flags.host, flags.port)
         stack.callback(listener.close)
-        children = _Children(arguments, listener.fileno(), flags.processes, store)
+        children = _Children(arguments, listener.fileno(), flags.processes, keeper)
         stack.callback(children.stop)
         children.start()
         port = int(listener.getsockname()[1])
@@ -115,59 +117,34 @@ def supervise(flags: argparse.Namespace, arguments: Sequence[str], wait_for_pare
             )
         if flags.parent_pipe:
             gevent.spawn(wait_for_parent, over)
-        while not over.wait(timeout=0.2):
-            if store is not None and store.mend():
-                renew.set()  # it listens somewhere else
-            if renew.is_set():
+        if keeper is not None:
+            stack.callback(gevent.spawn(_keep, keeper, renew, over).kill)
+        while not over.ready():
+            with contextlib.suppress(gevent.Timeout):
+                over.get(timeout=0.2)
+            if renew.is_set() and not over.ready():
                 renew.clear()
                 children.renew()
             children.mend()
+        over.get()
     return 0
 
 
-class _Store:
-    """The embedded store of a supervisor, started again when it dies."""
+def _keep(keeper: Keeper, renew: Event, over: AsyncResult) -> None:
+    """Has a store that died started again; where it then listens somewhere else, only new processes find it."""
+    before = keeper.server.url
 
-    def __init__(self, data_dir: Path, *, ephemeral: bool) -> None:
-        self._data_dir = data_dir
-        self._ephemeral = ephemeral
-        self._server: RedisServer = start_server(data_dir, ephemeral=ephemeral)
-        self._gone_s = 0.0
+    def moved(url: str) -> None:
+        nonlocal before
+        if url != before:
+            before = url
+            renew.set()
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return self._server.url
-
-    def close(self) -> None:
-        """Stops it."""
-        self._server.close()
-
-    def mend(self) -> bool:
-        """Starts it again if it died; returns whether it now listens somewhere else.
-
-        Raises:
-            SetupError: it does not start for a minute; whoever started the supervisor has to look.
-        """
-        if self._server.alive:
-            return False
-        before = self._server.url
-        if not self._gone_s:
-            self._gone_s = time.monotonic()
-            log.error("the store ended by itself; it is started again on what it wrote (see %s)", self._server.log_path)
-            self._server.close()
-        if self._ephemeral:
-            raise SetupError("the embedded store ended, and with it everything that it was not to keep")
-        try:
-            self._server = start_server(self._data_dir)
-        except SetupError as reason:  # an operator's command may have started one for a moment
-            if time.monotonic() - self._gone_s > MEND_S:
-                raise
-            log.error("the store does not start yet: %s", reason)
-            return False
-        self._gone_s = 0.0
-        log.warning("the store answers again")
-        return self._server.url != before
+    keeper.moved = moved
+    try:
+        keeper.watch()
+    except Exception as reason:  # whatever it is: without a store nothing goes on
+        over.set_exception(reason)
 
 
 class _Child:
@@ -215,12 +192,12 @@ class _Child:
 class _Children:
     """All web processes: those that answer, and those that were replaced and finish."""
 
-    def __init__(self, arguments: Sequence[str], descriptor: int, count: int, store: _Store | None) -> None:
+    def __init__(self, arguments: Sequence[str], descriptor: int, count: int, keeper: Keeper | None) -> None:
         # -P: no module of the directory that it happens to be started in.
         self._command = [sys.executable, "-P", "-m", "discovery", *arguments, "--report-ready", "--parent-pipe"]
         self._descriptor = descriptor
         self._count = count
-        self._store = store
+        self._keeper = keeper
         self._serving: list[_Child] = []
         self._leaving: list[_Child] = []
         self._pause_s = 0.0
@@ -287,7 +264,7 @@ class _Children:
 
     def _spawn(self) -> _Child:
         environment = {**os.environ, LISTENER_VARIABLE: str(self._descriptor)}
-        if self._store is not None:
-            environment[REDIS_VARIABLE] = self._store.url
+        if self._keeper is not None:
+            environment[REDIS_VARIABLE] = self._keeper.server.url
         os.set_inheritable(self._descriptor, True)
         return _Child(self._command, self._descriptor, environment)

@@ -14,6 +14,7 @@ import redis
 _PREFIX = "{ec}:"
 _COUNTED = f"{_PREFIX}counted"
 _PROCESSES = f"{_PREFIX}processes"
+_TROUBLE = f"{_PREFIX}trouble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,18 @@ class Rates:
     def lead(self, process: str, lease_ms: int) -> bool:
         """Whether this process leads for the next `lease_ms`; exactly one does. With 0 it gives that up."""
         return int(self._scripts["lead"](args=[process, lease_ms])) == 1
+
+    def tell_trouble(self, trouble: str, keep_ms: int) -> None:
+        """What keeps the process that leads from archiving, for the others to say; empty: nothing does."""
+        if trouble:
+            self._redis.set(_TROUBLE, trouble, px=keep_ms)
+        else:
+            self._redis.delete(_TROUBLE)
+
+    def trouble(self) -> str:
+        """What the process that leads told of."""
+        found: Any = self._redis.get(_TROUBLE)
+        return found.decode() if found else ""
 
     def count(self, counted: Mapping[str, int], process: str, state: bytes, kept: int) -> None:
         """Adds to what all processes counted, and says how this one is.

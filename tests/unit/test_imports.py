@@ -56,14 +56,16 @@ ALLOWED: dict[str, set[str]] = {
 # Inside discovery a module imports only what stands before it: first what is decided without I/O, then the store,
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
-    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
+    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching"),
+    *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.server", "store.connection", "store.rates", "store.dump"),
-    *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "changing", "keyring"),
-    *("ledger", "operator", "leaderboard"),
+    *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
+    *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
+    *("store.dump", "store.reputations", "store.accounts", "store.books", "store.store", "archive.mover"),
+    *("condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
-    *("limits", "metrics", "gate", "api_page", "api", "app", "logs", "processes", "service"),
+    *("limits", "metrics", "gate", "api_page", "api", "app", "upkeep", "logs", "processes", "service"),
     *("backup", "__main__"),
 ]
 
@@ -83,6 +85,7 @@ PURE = [
     *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
+    *("discovery.changes", "discovery.payments", "discovery.beliefs"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy", "discovery.api_page"),
@@ -91,11 +94,11 @@ PURE = [
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}
 
-# What the sandbox's child loads is the standard library's: nothing else is there.
+# What the sandbox's child and the store's watchdog load is the standard library's: nothing else is there.
 STANDARD_ONLY = [
     *("ec262.errors", "ec262.protocol.canonical", "ec262.protocol.framing", "ec262.mapreduce.program"),
     *("ec262.mapreduce.partition", "ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.mapreduce.records"),
-    *("ec262.mapreduce", "ec262.sandbox.child"),
+    *("ec262.mapreduce", "ec262.sandbox.child", "discovery.store.watchdog"),
 ]
 
 

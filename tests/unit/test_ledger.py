@@ -31,7 +31,7 @@ from tests.parties import Caller, Foreman, Problem, Worker, answer_all
 @pytest.fixture
 def mover(discovery: Discovery, tmp_path: Path) -> Iterator[Mover]:
     """Archives whatever there is, a block a call, in small segments."""
-    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, segment_bytes=4000)
+    made = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1, segment_bytes=4000)
     yield made
     made.close()
 
@@ -436,7 +436,7 @@ def test_nobody_reads_anothers_statement(discovery: Discovery, mover: Mover) -> 
         answer = thief.raw("GET", path)
         assert answer.status_code == 200
         assert b"secret" not in answer.data
-        assert b"77" not in answer.data
+        assert b'"received":77' not in answer.data
     for path in (f"/v1/account/{victim.account.account_id}/ledger", f"/v1/accounts/{victim.account.account_id}"):
         assert thief.raw("GET", path).status_code in (404, 405)
     nobody = discovery.app.test_client().get("/v1/account/ledger")
@@ -496,7 +496,7 @@ def test_credits_arrive_and_both_sides_see_why(make_discovery: Callable[..., Dis
     sent = send(sender, receiver, 20, "thanks / for, the cluster: 日本")
     assert (sent.balance, sent.transferable) == (42, 30)
     assert (sender.state.balance, receiver.state.balance) == (42, 32)
-    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
     mover.move()
     mover.close()
     (paid,) = [row for row in statement(sender).rows if row.kind == "transfer"]
@@ -546,6 +546,28 @@ def test_a_gift_is_spent_first(make_discovery: Callable[..., Discovery]) -> None
     foreman.settle(answer_all(leased, [worker]), [task.task_id for task in leased.tasks])
     assert (foreman.state.spent, statement(foreman).gift, statement(foreman).transferable) == (12, 0, 10)
     assert statement(worker.caller).transferable == 12, "what was earned may be sent"
+
+
+@pytest.mark.parametrize(
+    ("leased", "burnt", "granted", "transferable"),
+    [(0, 12, 0, 10), (0, 5, 7, 10), (0, 20, 0, 2), (7, 5, 7, 10), (7, 9, 7, 6)],
+)
+def test_a_gift_is_burnt_first_and_is_one_no_more(
+    make_discovery: Callable[..., Discovery], leased: int, burnt: int, granted: int, transferable: int
+) -> None:
+    """Counted on as a gift, it would bind as many credits that its account earned itself."""
+    discovery = make_discovery(starting_credits=12)
+    foreman, worker = Foreman(discovery), Worker(Caller(discovery))
+    account_id = foreman.account.account_id
+    discovery.store.books.mint("mint", account_id, 10, "earned")
+    tasks = foreman.lease(leased) if leased else None
+    assert discovery.store.books.mint("burn", account_id, burnt, "").outcome == "ok"
+    assert statement(foreman).transferable == transferable
+    if tasks is not None:
+        refused = [r.lease_id for t in tasks.tasks for r in t.replicas]
+        foreman.settle([worker.receipts(refused, kind=Kind.REFUSED)])
+    assert statement(foreman).transferable == transferable
+    assert int(discovery.store._redis.hget("{ec}:account:" + account_id, "granted") or 0) == granted
 
 
 def test_what_is_not_vested_cannot_be_transferred(discovery: Discovery) -> None:
@@ -694,7 +716,7 @@ def test_sums_stay_exact_up_to_the_most_that_may_be_minted(discovery: Discovery)
 
 
 def test_a_discovery_at_work_archives_by_itself(discovery: Discovery, tmp_path: Path, redis_url: str) -> None:
-    """The sweep does it; entries that are old enough leave Redis."""
+    """Entries that are old enough leave Redis."""
     Caller(discovery)
     client: Any = redis.Redis.from_url(redis_url)
     ((_, fields),) = client.xrange("{ec}:ledger")
@@ -702,7 +724,7 @@ def test_a_discovery_at_work_archives_by_itself(discovery: Discovery, tmp_path: 
     client.delete("{ec}:ledger")
     client.xadd("{ec}:ledger", fields, id=f"{seconds * 1000 - 60_000}-0")
     client.close()
-    discovery.sweep()
+    discovery.mover.move()
     assert discovery.store.books.waiting() == 0
     assert discovery.store.books.head().number == 1
     assert len(segments(tmp_path / "ledger")) == 1

@@ -51,7 +51,7 @@ def caller(discovery: Discovery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.fixture
 def archive(discovery: Discovery, tmp_path: Path) -> Iterator[Callable[[], int]]:
-    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+    mover = Mover(discovery.store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
     yield mover.move
     mover.close()
 
@@ -165,7 +165,7 @@ def data(tmp_path: Path) -> Path:
     made = tmp_path / "data"
     with start_server(made) as server:
         store = Store(server.url)
-        mover = Mover(store.books, made / "ledger", settle_s=0, wait_s=0)
+        mover = Mover(store.books, made / "ledger", settle_s=0, wait_s=0, post_share=1)
         for account in ("a" * 32, "b" * 32, "c" * 32):
             store._redis.hset("{ec}:account:" + account, "secret_hash", b"x")
             store.books.mint("mint", account, 10, "start")
