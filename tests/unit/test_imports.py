@@ -60,8 +60,9 @@ DISCOVERY_ORDER = [
     *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
-    *("store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("archive.rows", "archive.files", "store.server", "store.connection", "store.answers", "store.reputations"),
+    *("store.accounts", "store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator"),
+    "leaderboard",
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
     *("app", "service", "__main__"),
 ]
