@@ -27,11 +27,11 @@ from discovery.archive.entry import encode_entry
 from discovery.archive.files import segments
 from discovery.archive.mover import Mover
 from discovery.archive.rows import Rows
+from discovery.changes import Move
 from discovery.ledger import export, verify
 from discovery.statements import Statements
 from discovery.store.server import start_server
 from discovery.store.store import Store
-from discovery.tasks import Move
 
 STREAM = "{ec}:ledger"
 BUDGET = 10**12

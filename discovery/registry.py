@@ -64,6 +64,7 @@ class Registry:
         return new_account(
             *(self._store.accounts, name, self._settings.starting_credits),
             network=origins(address)[1],
+            bound=self._settings.gifts_bound and not invitation,  # for whom the operator vouches
             invitation=invitation,
             limits=limits,
         )
@@ -158,6 +159,7 @@ def new_account(
     credits: int,
     *,
     network: str = "",
+    bound: bool = False,
     invitation: str = "",
     limits: Sequence[Origin] = (),
 ) -> tuple[str, m.AccountCreated | None]:
@@ -169,6 +171,7 @@ def new_account(
         outcome, got = accounts.create(
             *(account_id, _hash(account_id, secret), name, credits),
             network=network,
+            bound=bound,
             invitation_id=invitation_id(invitation) if invitation else "",
             origins=limits,
         )
