@@ -35,18 +35,13 @@ class NotAdmitted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Free workers drawn at random, and what was true at that moment.
-
-    Attributes:
-        network: the neighbourhood that the foreman's account was made from.
-    """
+    """Free workers drawn at random, and what was true at that moment."""
 
     now_ms: int
     balance: int
     workers: list[WorkerRecord]
     workers_alive: int
     slots_alive: int
-    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
