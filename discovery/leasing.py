@@ -17,8 +17,9 @@ from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
+from discovery.store.answers import Conflict, Sample
 from discovery.store.reputations import Job
-from discovery.store.store import Conflict, Sample, Store
+from discovery.store.store import Store
 from discovery.tasks import add_replicas, next_due
 from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError

@@ -14,7 +14,8 @@ from discovery.keyring import Keyring
 from discovery.records import class_of
 from discovery.settings import Settings
 from discovery.store.accounts import Accounts
-from discovery.store.store import Beat, Most, NotAdmitted, Registered, Store
+from discovery.store.answers import Beat, NotAdmitted, Registered
+from discovery.store.store import Most, Store
 from ec262.errors import ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m

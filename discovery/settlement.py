@@ -11,8 +11,9 @@ from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
+from discovery.store.answers import Conflict
 from discovery.store.reputations import Job
-from discovery.store.store import Conflict, Store
+from discovery.store.store import Store
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken

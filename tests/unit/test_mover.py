@@ -21,10 +21,10 @@ from discovery.archive.entry import encode_entry
 from discovery.archive.files import segments
 from discovery.archive.mover import BLOCK_ENTRIES, Mover
 from discovery.archive.segment import NOTHING
+from discovery.changes import Move
 from discovery.ledger import export, verify
 from discovery.store import books as books_module
 from discovery.store.store import Store
-from discovery.tasks import Move
 from tests.unit.test_archive import filled
 
 A, B = "account:" + "a" * 32, "account:" + "b" * 32

@@ -234,17 +234,17 @@ def test_any_name_of_a_machine_is_a_platform_that_discovery_takes() -> None:
 
 def test_a_worker_is_in_its_pools_as_long_as_it_has_room(store: Store, client: redis.Redis) -> None:
     """Whatever is leased to it, comes free, and becomes of its share: pools are written only where that changes."""
-    worker_id = enter(store, 1, capacity=8, capabilities=(BOOKS,))
+    worker_id = enter(store, 1, capacity=32, capabilities=(BOOKS,))
     terms = terms_of(Settings())
     held: list[str] = []
     share, made = 1, 0
     chance = random.Random(262)
-    for _ in range(300):
+    for _ in range(800):
         changes = Changes()
-        room = max(1, 8 // share) - len(held)
-        taking = chance.randint(0, room) if room > 0 else 0
-        freeing = chance.sample(held, chance.randint(0, len(held)))
-        fate = chance.choice(["", "halved", "restored"])
+        room = max(1, 32 // share) - len(held)
+        taking = chance.choice([0, 0, room // 2, room - 1, room]) if room > 0 else 0
+        freeing = chance.sample(held, min(len(held), chance.choice([0, 1, 2, 32])))
+        fate = chance.choice(["", "halved", "restored", "restored"])
         if taking:
             fresh = [f"{'c' * 24}.{made + n}" for n in range(taking)]
             changes.takes[worker_id, 1] += fresh
@@ -260,7 +260,7 @@ def test_a_worker_is_in_its_pools_as_long_as_it_has_room(store: Store, client: r
                 changes.halved.add(worker_id)
                 share = min(2 * share, terms.most_share)
         store.commit(changes, store.now_ms(), terms)
-        fits = len(held) < max(1, 8 // share)
+        fits = len(held) < max(1, 32 // share)
         assert client.hget(f"{{ec}}:worker:{worker_id}", "used") == str(len(held)).encode()
         for pool in (CLASS, f"{CLASS}+{BOOKS}"):
             assert client.sismember(f"{{ec}}:pool:{pool}", worker_id) == fits, (held, share, fate)
