@@ -35,7 +35,7 @@ from benchmarks.attackers import ATTACKS
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import EC262Error
 from ec262.protocol import messages as m
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts, tokens_digest
 
 RIGHT = b"r" * 32
 LIMITS = ["--account-requests", "100", "--address-requests", "1000", "--anonymous-requests", "20"]
@@ -220,7 +220,8 @@ class Network:
             key, epoch = self._keys[worker_id]
             listed = [Receipt(lease_id, Kind.OK, RIGHT, [RIGHT], 0.01) for lease_id in mine]
             token = seal_receipts(key, ReceiptBundle(worker_id, epoch, listed))
-            shown.append(m.SealedReceipts(worker_id=worker_id, token=token))
+            arrived = dict.fromkeys(mine, tokens_digest([RIGHT]))
+            shown.append(m.SealedReceipts(worker_id=worker_id, token=token, arrived=arrived))
         return shown
 
     def run(self, seconds: float, service: Service | None = None) -> Seen:
