@@ -157,9 +157,7 @@ def mutated_receipts(make_discovery: MakeDiscovery, count: int) -> None:
             body = m.Heartbeat(boot_id=worker.boot_id, receipts=[token])
             answer = owner.raw("POST", f"/v1/workers/{worker.worker_id}/heartbeats", m.encode(body))
         else:
-            body = m.Settle(
-                job_id=foreman.job_id, receipts=[m.SealedReceipts(worker_id=shown[at].worker_id, token=token)]
-            )
+            body = m.Settle(job_id=foreman.job_id, receipts=[msgspec.structs.replace(shown[at], token=token)])
             answer = foreman.raw("POST", "/v1/settlements", m.encode(body))
         assert answer.status_code < 500, answer.data
     assert ledger.now() == before
