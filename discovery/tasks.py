@@ -112,7 +112,7 @@ def record_receipt(
 
 
 def note_unreadable(task: TaskRecord, number: int, worker_id: str, changes: Changes) -> bool:
-    """Its foreman says that a worker's result came with a receipt that nobody can read; whether it had that lease."""
+    """Its foreman says that a worker's result came without a receipt that can be read; whether it had that lease."""
     replica = task.replicas[number] if number < len(task.replicas) else None
     if replica is None or replica.worker_id != worker_id or replica.state is not ReplicaState.OPEN:
         return False
