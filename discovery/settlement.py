@@ -120,7 +120,8 @@ class Settlement:
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
-        shown, _ = self._open(sealed, by_worker=True)
+        # What is beyond that stays open, and is shown again with the next heartbeat.
+        shown = self._open(sealed, by_worker=True)[0][:MOST_RECEIPTS]
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
@@ -171,7 +172,7 @@ class Settlement:
         due = self._store.due(SWEEP_BATCH)
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            views = self._trust.views([record for record in records.values() if rules.contested(record)])
+            views = self._trust.views([record for record in records.values() if rules.rests_on_workers(record)])
             for record in records.values():
                 view = views.get((record.account_id, record.job_id))
                 rules.fall_due(record, now_ms, self._terms, changes, view)
@@ -192,9 +193,11 @@ class Settlement:
         Args:
             by_worker: shown by the worker itself, so that nobody says what arrived.
         """
-        shown = []
+        shown: list[_Shown] = []
         refused: Refusals = {}
         for position, item in enumerate(sealed):
+            if len(shown) > MOST_RECEIPTS:
+                break
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
                 shown += [
