@@ -26,10 +26,11 @@ SWEEP_BATCH = BATCH
 MOST_RECEIPTS = 20_000
 """Of one settlement; a foreman's has a few hundred."""
 NOT_OPEN = "it does not open, or is of another form: its worker made it wrongly, or it was changed on its way"
+NO_RECEIPT = "their results came without a receipt, as their foreman says: nobody can be paid for them"
 NOT_OF_JOB = "they are of no task of this job, or of one that is forgotten"
 
 Refusals = dict[tuple[int, str], list[str]]
-"""Leases whose receipts do not count, by the position of their bundle and why; none: the whole bundle."""
+"""Leases whose receipts do not count, by the position of their bundle and why."""
 
 
 class _Shown:
@@ -65,8 +66,8 @@ class Settlement:
         shown, refused = self._open(asked.receipts)
         unreadable = [
             (asked.receipts[position].worker_id, *split_lease(lease_id))
-            for position, _ in refused
-            for lease_id in asked.receipts[position].arrived
+            for (position, _), leases in refused.items()
+            for lease_id in leases
         ]
         if len(shown) + len(unreadable) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
@@ -89,7 +90,7 @@ class Settlement:
             view = self._trust.views(records.values()).get(job) or self._trust.view(job)
             before = fingerprints(records)
             changes = Changes()
-            bad: Refusals = {key: [] for key in refused}
+            bad = {key: list(leases) for key, leases in refused.items()}
             undelivered = self._take_in(records, shown, bad, now_ms, view, changes)
             for worker_id, task_id, number in unreadable:
                 if task_id in records and rules.note_unreadable(records[task_id], number, worker_id, changes):
@@ -119,7 +120,8 @@ class Settlement:
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
-        shown, _ = self._open(sealed, by_worker=True)
+        # What is beyond that stays open, and is shown again with the next heartbeat.
+        shown = self._open(sealed, by_worker=True)[0][:MOST_RECEIPTS]
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
@@ -170,7 +172,7 @@ class Settlement:
         due = self._store.due(SWEEP_BATCH)
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            views = self._trust.views([record for record in records.values() if rules.contested(record)])
+            views = self._trust.views([record for record in records.values() if rules.rests_on_workers(record)])
             for record in records.values():
                 view = views.get((record.account_id, record.job_id))
                 rules.fall_due(record, now_ms, self._terms, changes, view)
@@ -186,14 +188,16 @@ class Settlement:
             self._trust.review()
 
     def _open(self, sealed: Sequence[m.SealedReceipts], *, by_worker: bool = False) -> tuple[list[_Shown], Refusals]:
-        """The receipts in bundles that hold, and those bundles that do not.
+        """The receipts in bundles that hold, and the results that came without one.
 
         Args:
             by_worker: shown by the worker itself, so that nobody says what arrived.
         """
-        shown = []
+        shown: list[_Shown] = []
         refused: Refusals = {}
         for position, item in enumerate(sealed):
+            if len(shown) > MOST_RECEIPTS:
+                break
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
                 shown += [
@@ -204,7 +208,12 @@ class Settlement:
                     for receipt in bundle.receipts
                 ]
             except (SealBroken, ValueError):
-                refused[position, NOT_OPEN] = []
+                refused[position, NOT_OPEN] = list(item.arrived)
+                continue
+            named = {receipt.lease_id for receipt in bundle.receipts}
+            missing = [lease_id for lease_id in item.arrived if lease_id not in named]
+            if missing:
+                refused[position, NO_RECEIPT] = missing
         return shown, refused
 
     def _take_in(

@@ -379,9 +379,10 @@ class LateReplica(Message, frozen=True, kw_only=True):
 
 
 class RefusedReceipts(Message, frozen=True, kw_only=True):
-    """Receipts that do not count, by the position of their bundle; without `leases` the whole bundle.
+    """Receipts that do not count, or that results came without, by the position of their bundle.
 
-    `reason` says why, and whose fault that may be.
+    Of a bundle that does not open `leases` are those that were said to have arrived with it. `reason` says why, and
+    whose fault that may be.
     """
 
     position: int

@@ -208,7 +208,7 @@ def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_
             blocks.append(audit.blocks)
             store.close()
     assert blocks == sorted(blocks)
-    assert len(segments(tmp_path / "ledger")) >= rounds
+    assert len(segments(tmp_path / "ledger")) > 1
     with start_server(tmp_path / "store", fsync="always") as server:
         store = Store(server.url)
         mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
@@ -288,6 +288,28 @@ def test_a_redis_that_lost_more_than_it_may_is_reported_and_not_mended(tmp_path:
     assert done.returncode == 1, done.stdout
     assert "restored from an older state" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_limit_of_all_credits_holds_after_kills(tmp_path: Path) -> None:
+    """What was minted is known from the balances, whatever was killed and wherever the entries are by now."""
+    with nothing_left():
+        server = start_server(tmp_path / "store")
+        store = Store(server.url)
+        rich = os.urandom(16).hex()
+        store._redis.hset("{ec}:account:" + rich, "secret_hash", b"x")
+        assert store.books.mint("mint", rich, books.MOST_MINTED - 5, "nearly all").outcome == "ok"
+        mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+        for amount, outcome in ((6, "most"), (3, "ok"), (3, "most"), (2, "ok"), (1, "most")):
+            os.kill(server.pid, signal.SIGKILL)
+            server = server.again()
+            store.move_to(server.url)
+            assert store.books.mint("mint", rich, amount, "more").outcome == outcome
+            mover.move()
+        assert store.balances()[0]["mint"] == -books.MOST_MINTED
+        mover.close()
+        clean(store)
+        store.close()
+        server.close()
 
 
 @pytest.mark.parametrize("rounds", [pytest.param(1, id="short"), long_form(6)])

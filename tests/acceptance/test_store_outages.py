@@ -6,7 +6,6 @@ Real processes: ``kill -9`` of the store while foremen and workers settle.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -31,7 +30,7 @@ from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import NetworkError
 from ec262.protocol import messages as m
 from tests.commands import run
-from tests.processes import Process, nothing_left, until
+from tests.processes import Process, kill_store, nothing_left, store_pid, until
 
 
 def discovery(home: Path, *flags: str) -> Process:
@@ -40,11 +39,6 @@ def discovery(home: Path, *flags: str) -> Process:
         home=home / "home",
         log=home / "discovery.log",
     )
-
-
-def store_pid(data_dir: Path) -> int:
-    """Of the embedded store that runs now; 0 while there is none."""
-    return int(json.loads((data_dir / "lock").read_text())["server"] or 0)
 
 
 def clean(home: Path, *where: str) -> None:
@@ -113,6 +107,7 @@ def test_an_embedded_store_that_is_killed_comes_back_with_all_it_acknowledged(
                 told = clerk.told
                 until(lambda: clerk.told > told + 20 or bool(clerk.odd), what="payments")  # noqa: B023
                 pid = store_pid(tmp_path / "data")
+                assert pid > 0
                 watchdog = next(p for p in service.family() if p.ppid() == service.pid and pid in kids(p))
                 os.kill(pid if kind == "store" else watchdog.pid, signal.SIGKILL)
                 until(lambda: store_pid(tmp_path / "data") not in (0, pid), what="another store")  # noqa: B023
@@ -141,10 +136,9 @@ def test_an_embedded_store_that_cannot_stay_up_ends_discovery_with_one_message(t
     """Its append-only file is damaged while it runs: no start can mend that, and nobody is served for ever with 503."""
     with nothing_left():
         service = discovery(tmp_path)
-        pid = store_pid(tmp_path / "data")
         (manifest,) = (tmp_path / "data" / "appendonlydir").glob("*.manifest")
         manifest.write_text("junk\n")
-        os.kill(pid, signal.SIGKILL)
+        kill_store(tmp_path / "data")
         assert service.wait(60) == 1
     log = (tmp_path / "discovery.log").read_text()
     assert "Traceback" not in log
@@ -152,6 +146,21 @@ def test_an_embedded_store_that_cannot_stay_up_ends_discovery_with_one_message(t
     (said,) = [number for number, line in enumerate(lines) if line.startswith("ec262 discovery: ")]
     assert "failed 6 times, each time soon after its start" in lines[said]
     assert "manifest" in "\n".join(lines[said:]), "the reason, as the store logged it"
+
+
+def test_an_embedded_networks_store_comes_back_too_and_still_leaves_nothing_behind(
+    tmp_path: Path, accounts: Callable[[str], tuple[Account, Account]]
+) -> None:
+    with nothing_left():
+        service = discovery(tmp_path, "--ephemeral")
+        url = str(service.ready["url"])
+        one, other = accounts(url)
+        pid = kill_store(tmp_path / "data")
+        until(lambda: store_pid(tmp_path / "data") not in (0, pid), what="another store")
+        until(lambda: requests.get(f"{url}/v1/health", timeout=30).status_code == 200, what="its health")
+        assert balance(url, one) == balance(url, other) == 1_000_000
+        assert service.stop() == 0
+    assert not (tmp_path / "data" / "redis.conf").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file system")

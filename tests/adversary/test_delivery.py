@@ -215,14 +215,14 @@ def test_attack_a_receipt_without_tokens(scene: Scene, kind: Kind, shown_by: str
     assert (record.replicas[0].state.value, record.replicas[0].kind) == ("open", None)
 
 
-def test_attack_a_receipt_that_nobody_can_read(scene: Scene) -> None:
+@pytest.mark.parametrize("receipts", ["junk", "none"])
+def test_attack_a_result_without_a_receipt_that_anybody_can_read(scene: Scene, receipts: str) -> None:
     """Its foreman would wait for a verdict until the deadline. It says what came with it, and has another at once."""
     foreman, cheat, bystander = scene.foreman(), scene.worker(), scene.worker()
     leased = foreman.lease(2, redundancy=1)
     (mine, *_), (theirs, *_) = of(cheat, leased), of(bystander, leased)
-    junk = m.SealedReceipts(
-        worker_id=cheat.worker_id, token=os.urandom(90), arrived={lease: bytes(32) for lease in (mine, theirs)}
-    )
+    token = cheat.token([]) if receipts == "none" else os.urandom(90)
+    junk = m.SealedReceipts(worker_id=cheat.worker_id, token=token, arrived=dict.fromkeys((mine, theirs), bytes(32)))
     helper = scene.worker()
     answer = foreman.settle([junk], [task.task_id for task in leased.tasks])
     assert refusals(answer) == [0]

@@ -122,10 +122,12 @@ def test_sending(discovery: Discovery, caller: Caller, capsys: pytest.CaptureFix
         (friend.account.account_id, "31", "30 may be sent"),
         ("0" * 32, "1", "no account"),
         (caller.account.account_id, "1", "itself"),
-        ("../../etc", "1", "to"),
     ):
         with pytest.raises(EC262Error, match=said):
             command("credits", "send", to, amount)
+    with pytest.raises(SystemExit) as caught:
+        command("credits", "send", "../../etc", "1")
+    assert caught.value.code == 2
     assert friend.state.balance == start + 20
 
 
