@@ -46,6 +46,7 @@ class Api:
         trust: Trust,
         disputes: Disputes,
         jobs: Jobs,
+        leaderboard: Leaderboard,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -56,7 +57,7 @@ class Api:
         self._disputes = disputes
         self._explaining = Explaining(store, trust)
         self._jobs = jobs
-        self._leaderboard = Leaderboard(store)
+        self._leaderboard = leaderboard
         self._statements = Statements(store)
         self._settings = settings
         self._openapi = msgspec.json.encode(openapi_document("discovery"))

@@ -14,12 +14,14 @@ from discovery.archive.mover import Mover
 from discovery.disputes import Disputes
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
+from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
 from discovery.trust import Trust
+from discovery.web.views import Web
 from ec262.protocol.routes import ROUTES
 
 log = logging.getLogger("ec262.discovery")
@@ -51,6 +53,7 @@ class Discovery:
             pass
         while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
+        self.store.pulse.keep()
         self.mover.move()
 
     def end_leases(self) -> None:
@@ -75,8 +78,12 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
     disputes = Disputes(store, trust, leasing, settings)
-    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), settings)
+    jobs, leaderboard = Jobs(store, settings), Leaderboard(store)
+    api = Api(store, registry, leasing, settlement, trust, disputes, jobs, leaderboard, settings)
     app.register_blueprint(api.blueprint())
+    web = Web(store, registry, keyring, jobs, leaderboard, settings)
+    app.register_blueprint(web.blueprint())
+    web.greet(app)
     handle_errors(app)
     mover = Mover(store.books, data_dir.absolute() / LEDGER)
     return Discovery(app, store, registry, leasing, settlement, trust, settings, mover)

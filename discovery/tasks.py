@@ -75,7 +75,7 @@ class Changes:
         tasks: (record, version it was loaded with, when it next needs attention in ms, `NEVER`, or None to delete it).
         takes: leases given to a worker, by worker and the epoch they count in.
         frees: leases whose slot comes free, by worker.
-        counts: increments, by (``account:<id>`` or ``worker:<id>``, field).
+        counts: increments, by (``account:<id>``, ``worker:<id>`` or ``stats``, field).
         lessons: what tallies gain, by (worker, party of the foreman).
         jobs: what jobs' records gain, by (account, job).
         vesting: pay that may not be spent yet, by (account, ms from which it may); negative: it is taken back, and has
@@ -294,6 +294,7 @@ def accept(task: TaskRecord, verdict: Accepted, now_ms: int, terms: Terms, view:
     task.kind, task.commitment = verdict.answer
     task.reached = verdict.confidence or 0.0
     task.forget_ms = now_ms + terms.settled_ms
+    changes.counts["stats", "accepted"] += 1
     _teach(task, view, changes)
     if task.confidence:
         task.keep = True
@@ -625,6 +626,7 @@ def _judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Ch
         _pay(task, number, replica.price, now_ms, terms, changes)
         changes.counts[f"account:{task.account_id}", "escrow"] -= replica.price
         changes.counts[f"worker:{replica.worker_id}", "agreed"] += 1
+        changes.counts["stats", "paid"] += 1
         changes.restored.add(replica.worker_id)
         changes.frees[replica.worker_id].append(task.lease_id(number))
     else:

@@ -104,6 +104,11 @@ class Accounts:
             network=_text(network),
         )
 
+    def workers_alive(self, account_id: str) -> list[str]:
+        """Ids of the workers of an account that are registered now."""
+        found: Any = self._redis.smembers(f"{_PREFIX}account:{account_id}:alive")
+        return sorted(worker_id.decode() for worker_id in found)
+
     # --- invitations ---
 
     def invite(self, invitation_id: str, uses: int, valid_s: float, note: str) -> int:

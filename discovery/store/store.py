@@ -20,6 +20,7 @@ from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, po
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
 from discovery.store.connection import connect
+from discovery.store.pulse import Pulse
 from discovery.store.reputations import VESTING_MS, Reputations
 from discovery.tasks import NEVER, Changes, Terms
 
@@ -123,6 +124,7 @@ class Store:
         books: the ledger's side of it.
         accounts: the accounts' side of it.
         reputations: what it knows of workers and of jobs that are not closed.
+        pulse: numbers for people to see.
     """
 
     def __init__(self, url: str) -> None:
@@ -131,6 +133,7 @@ class Store:
         self.books = Books(self._redis, self._scripts)
         self.accounts = Accounts(self._redis, self._scripts)
         self.reputations = Reputations(self._redis, self._scripts)
+        self.pulse = Pulse(self._redis)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""
@@ -294,6 +297,8 @@ class Store:
         for source, target, amount in changes.moves:
             _add(accounts, escrows, source, -amount)
             _add(accounts, escrows, target, amount)
+        if in_flight := sum(escrows.values()):
+            changes.counts["stats", "escrow"] += in_flight
         tasks = []
         jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
         blobs = [encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""]
