@@ -61,8 +61,8 @@ DISCOVERY_ORDER = [
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
     *("store.pulse", "store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator"),
-    *("leaderboard", "statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi"),
-    *("api", "web", "web.figures", "web.sessions", "web.views"),
+    *("leaderboard", "statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
+    *("openapi", "api", "web", "web.figures", "web.sessions", "web.views"),
     *("app", "service", "__main__"),
 ]
 
