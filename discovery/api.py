@@ -100,6 +100,17 @@ class Api:
         """GET /v1/account"""
         return self._registry.account_state(account_id)
 
+    def rename_account(self, account_id: str, body: m.RenameAccount) -> m.Message:
+        """PUT /v1/account"""
+        return self._registry.rename_account(account_id, body)
+
+    def rotate_key(self, account_id: str, body: m.RotateKey) -> m.Message:
+        """PUT /v1/account/secret"""
+        given = request.authorization
+        assert given is not None
+        assert given.password is not None
+        return self._registry.rotate_key(account_id, given.password, body)
+
     def show_account(self, account_id: str, body: m.ShowAccount) -> m.Message:
         """PUT /v1/account/name"""
         return self._registry.show_account(account_id, body)
