@@ -137,12 +137,15 @@ class CredentialStore:
         with self._locked():
             content = self._read()
             record = content["discoveries"][url]
-            record["secret"] = record.pop("next_secret")
-            self._write(content)
+            if "next_secret" in record:  # else `retire_account` of a worker that met the new key first has done this
+                record["secret"] = record.pop("next_secret")
+                self._write(content)
             return Account(record["account_id"], record["secret"])
 
     def retire_account(self, url: str, account: Account) -> bool:
         """Sets `account` aside, under ``former``, if it is the stored one: the service does not know it any more.
+
+        Where a new key was asked for (`next_secret`), it is that the account has it already: then it is kept with that.
 
         Returns:
             False: it is the environment's, which nobody but the user can change.
@@ -153,7 +156,10 @@ class CredentialStore:
         with self._locked():
             content = self._read()
             record = content["discoveries"].get(url, {})
-            if _account_in(content, url) == account:
+            if _account_in(content, url) == account and "next_secret" in record:
+                record["secret"] = record.pop("next_secret")
+                self._write(content)
+            elif _account_in(content, url) == account:
                 former = {"account_id": record.pop("account_id"), "secret": record.pop("secret")}
                 record["former"] = [*record.get("former", []), former][-_MOST_FORMER:]
                 self._write(content)

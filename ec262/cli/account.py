@@ -40,9 +40,7 @@ def add_parser(subparsers: Any) -> None:
     create.add_argument("--name", default="", help="a name for the account, for you and whoever runs the service")
     show = _command(commands, "show", _show, "what your account is and has")
     how = show.add_mutually_exclusive_group()
-    how.add_argument(
-        "--key", action="store_true", help="print the account's key alone; it is worth your credits"
-    )
+    how.add_argument("--key", action="store_true", help="print the account's key alone; it is worth your credits")
     how.add_argument("--all", action="store_true", help="list your accounts at all services, without asking these")
     how.add_argument("--json", action="store_true", help="print JSON")
     rename = _command(commands, "rename", _rename, "give your account another name")

@@ -78,7 +78,5 @@ def read_key() -> Account | None:
         return None
     found = _KEY.fullmatch(text.strip())
     if found is None:
-        raise SetupError(
-            "that is no account's key: it has an id, a colon and a secret (`ec262 account show --key`)"
-        )
+        raise SetupError("that is no account's key: it has an id, a colon and a secret (`ec262 account show --key`)")
     return Account(found[1], found[2])

@@ -13,7 +13,7 @@ import pytest
 from discovery.app import Discovery
 from ec262.cli import main
 from ec262.config import configured_discovery, discovery_url
-from ec262.credentials import CredentialStore
+from ec262.credentials import Account, CredentialStore
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import DiscoveryUnreachable, ProblemError, SetupError, Unauthorized
 from ec262.protocol import messages as m
@@ -122,6 +122,19 @@ def test_a_new_key_whose_answer_was_lost_is_not_lost(run: Run, url: str) -> None
     assert new is not None
     with DiscoveryClient(url, new.account_id, new.secret) as client:
         client.account()
+
+
+def test_a_worker_that_meets_the_new_key_first_does_not_set_the_account_aside(run: Run, url: str) -> None:
+    run("account", "create", "--discovery", url)
+    store = CredentialStore()
+    old = store.account(url)
+    assert old is not None
+    fresh = store.next_secret(url)
+    assert store.retire_account(url, old)
+    assert store.account(url) == Account(old.account_id, fresh)
+    assert store.rotated(url) == Account(old.account_id, fresh)
+    assert store.retire_account(url, Account(old.account_id, fresh)), "the service forgot it altogether"
+    assert store.account(url) is None
 
 
 def test_of_two_new_keys_at_once_one_counts(discovery: Discovery) -> None:
