@@ -61,6 +61,7 @@ class Api:
         disputes: Disputes,
         jobs: Jobs,
         condition: Condition,
+        leaderboard: Leaderboard,
         settings: Settings,
         gate: Gate,
     ) -> None:
@@ -72,7 +73,7 @@ class Api:
         self._disputes = disputes
         self._explaining = Explaining(store, trust)
         self._jobs = jobs
-        self._leaderboard = Leaderboard(store)
+        self._leaderboard = leaderboard
         self._statements = Statements(store)
         self._condition = condition
         self._settings = settings
@@ -143,6 +144,17 @@ class Api:
     def account(self, account_id: str) -> m.Message:
         """GET /v1/account"""
         return self._registry.account_state(account_id)
+
+    def rename_account(self, account_id: str, body: m.RenameAccount) -> m.Message:
+        """PUT /v1/account"""
+        return self._registry.rename_account(account_id, body)
+
+    def rotate_key(self, account_id: str, body: m.RotateKey) -> m.Message:
+        """PUT /v1/account/secret"""
+        given = request.authorization
+        assert given is not None
+        assert given.password is not None
+        return self._registry.rotate_key(account_id, given.password, body)
 
     def show_account(self, account_id: str, body: m.ShowAccount) -> m.Message:
         """PUT /v1/account/name"""

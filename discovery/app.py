@@ -16,6 +16,7 @@ from discovery.disputes import Disputes
 from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
+from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.limits import Limiter
 from discovery.metrics import Meter
@@ -24,6 +25,7 @@ from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
 from discovery.trust import Trust
+from discovery.web.views import Web
 from ec262.protocol.routes import ROUTES
 
 log = logging.getLogger("ec262.discovery")
@@ -58,6 +60,7 @@ class Discovery:
             pass
         while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
+        self.store.pulse.keep()
         self.condition.measure()
 
     def end_leases(self) -> None:
@@ -86,9 +89,12 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     condition = Condition(store.books, mover, settings.most_backlog_bytes)
     meter = Meter(store.rates)
     gate = Gate(Limiter(store.rates, settings), meter)
-    jobs = Jobs(store, settings)
-    api = Api(store, registry, leasing, settlement, trust, disputes, jobs, condition, settings, gate)
+    jobs, leaderboard = Jobs(store, settings), Leaderboard(store)
+    api = Api(store, registry, leasing, settlement, trust, disputes, jobs, condition, leaderboard, settings, gate)
     app.register_blueprint(api.blueprint())
+    web = Web(store, registry, keyring, jobs, leaderboard, settings)
+    app.register_blueprint(web.blueprint())
+    web.greet(app)
     handle_errors(app)
     app.wsgi_app = meter.around(app.wsgi_app)  # type: ignore[assignment,method-assign]
     return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, api, meter)

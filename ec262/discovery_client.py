@@ -146,6 +146,14 @@ class DiscoveryClient:
         """What the calling account has."""
         return self._call("account", m.AccountState)
 
+    def rename_account(self, body: m.RenameAccount) -> m.AccountState:
+        """Gives the calling account another name."""
+        return self._call("rename_account", m.AccountState, body)
+
+    def rotate_key(self, body: m.RotateKey) -> m.KeyRotated:
+        """Replaces the calling account's secret; this client goes on with the old one, which is worth nothing then."""
+        return self._call("rotate_key", m.KeyRotated, body)
+
     def show_account(self, body: m.ShowAccount) -> m.AccountState:
         """Puts the calling account on the leaderboard, or takes it off."""
         return self._call("show_account", m.AccountState, body)

@@ -22,6 +22,7 @@ from discovery.store.accounts import Accounts
 from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample
 from discovery.store.books import Books
 from discovery.store.connection import connect, reconnect
+from discovery.store.pulse import Pulse
 from discovery.store.rates import Rates
 from discovery.store.reputations import VESTING_MS, Reputations
 
@@ -60,6 +61,7 @@ class Store:
         books: the ledger's side of it.
         accounts: the accounts' side of it.
         reputations: what it knows of workers and of jobs that are not closed.
+        pulse: numbers for people to see.
     """
 
     def __init__(self, url: str) -> None:
@@ -70,6 +72,7 @@ class Store:
         self.accounts = Accounts(self._redis, self._scripts)
         self.reputations = Reputations(self._redis, self._scripts)
         self.rates = Rates(self._redis, self._scripts)
+        self.pulse = Pulse(self._redis)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""
@@ -229,6 +232,9 @@ class Store:
             places[source] -= amount
             places[target] += amount
         accounts, escrows = _split(places)
+        counts = [(key, name, n) for (key, name), n in changes.counts.items() if n]
+        if in_flight := sum(escrows[1]):
+            counts.append(("stats", "escrow", in_flight))
         ids, versions, dues, sizes = [], [], [], []
         blobs = bytearray()
         for record, version, due_ms in changes.tasks:
@@ -252,7 +258,7 @@ class Store:
                     "escrows": escrows,
                     "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
                     "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
-                    "counts": [(key, name, n) for (key, name), n in changes.counts.items() if n],
+                    "counts": counts,
                     "needs": list(needs.items()) if needs else [],
                     "lessons": [
                         (worker, party, tally.verified, tally.doubts, tally.words)

@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--discovery", metavar="URL",
-        help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
+        help=f"the discovery service (default: $EC262_DISCOVERY, that of `ec262 login`, or {DEFAULT_DISCOVERY_URL})",
     )  # fmt: skip
     parser.add_argument("--slots", type=_count, metavar="N", help="tasks computed at a time (default: one a core)")
     parser.add_argument(

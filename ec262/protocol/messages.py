@@ -91,6 +91,27 @@ class AccountState(Message, frozen=True, kw_only=True):
     shown: str = ""
 
 
+class RenameAccount(Message, frozen=True, kw_only=True):
+    """A new name for the calling account, for its owner and whoever runs the service."""
+
+    name: Annotated[str, Meta(max_length=64)]
+
+
+class RotateKey(Message, frozen=True, kw_only=True):
+    """A new secret for the calling account: 32 random bytes in URL-safe Base64.
+
+    The caller draws it, and keeps it before it asks: so an answer that gets lost does not lose the account.
+    """
+
+    secret: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$(?!\n)")]
+
+
+class KeyRotated(Message, frozen=True, kw_only=True):
+    """From now on the account has the new secret, and no other."""
+
+    account_id: str
+
+
 class ShowAccount(Message, frozen=True, kw_only=True):
     """The name under which the calling account is on the leaderboard; empty: it is not there."""
 

@@ -591,10 +591,10 @@ def test_an_operator_invites_and_a_user_joins(
     assert "course" in listed
     assert code not in listed
     with Server(discovery.app) as server:
-        assert main(["account", "--discovery", server.url]) == 1
+        assert main(["account", "create", "--discovery", server.url]) == 1
         assert "by invitation" in capsys.readouterr().err
-        assert main(["account", "--discovery", server.url, "--invitation", code, "--name", "lab"]) == 0
-        assert main(["account", "--discovery", server.url, "--invitation", code]) == 1, "there is one already"
+        assert main(["account", "create", "--discovery", server.url, "--invitation", code, "--name", "lab"]) == 0
+        assert main(["account", "create", "--discovery", server.url, "--invitation", code]) == 1, "there is one already"
         monkeypatch.setenv("EC262_INVITATION", code)  # what workers and jobs find by themselves
         with DiscoveryClient(server.url) as client:
             create_account_at(client)
@@ -638,7 +638,7 @@ def test_the_leaderboard_as_a_command(
     monkeypatch.setenv("EC262_HOME", str(tmp_path / "home"))
     with Server(discovery.app) as server:
         assert main(["leaderboard", "--show-as", "Ada", "--discovery", server.url]) == 1, "no account yet"
-        assert main(["account", "--discovery", server.url]) == 0
+        assert main(["account", "create", "--discovery", server.url]) == 0
         assert main(["leaderboard", "--show-as", "Ada", "--discovery", server.url]) == 0
         capsys.readouterr()
         assert main(["leaderboard", "--discovery", server.url]) == 0

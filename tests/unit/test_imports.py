@@ -62,11 +62,11 @@ DISCOVERY_ORDER = [
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
-    *("store.dump", "store.answers", "store.reputations", "store.accounts", "store.books", "store.store"),
-    *("archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("store.dump", "store.answers", "store.reputations", "store.accounts", "store.pulse", "store.books"),
+    *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
-    *("limits", "metrics", "gate", "api_page", "api", "app", "upkeep", "logs", "processes", "service"),
-    *("backup", "__main__"),
+    *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
+    *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
