@@ -40,8 +40,8 @@ ALLOWED: dict[str, set[str]] = {
         *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox", "ec262.foreman"),
     },
     "ec262.jobs": {
-        *("ec262.errors", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.storage", "ec262.sandbox"),
-        "ec262.backends",
+        *("ec262.errors", "ec262.config", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.storage"),
+        *("ec262.sandbox", "ec262.backends"),
     },
     # The examples of the API: written as a user would write them.
     "ec262.programs": {"ec262", "ec262.errors", "ec262.mapreduce", "ec262.storage"},
