@@ -13,7 +13,7 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import caller_of, plain
+from discovery.addresses import plain
 from discovery.api_page import HEADERS, api_page
 from discovery.condition import Condition
 from discovery.disputes import Disputes
@@ -110,7 +110,7 @@ class Api:
         """
         forwarded = {"X-Forwarded-For", "Forwarded", "Via"} & set(request.headers.keys())
         behind = plain(request.remote_addr or "127.0.0.1") in self._settings.proxies
-        if self._caller() not in self._settings.metrics or (forwarded and not behind):
+        if self._gate.caller() not in self._settings.metrics or (forwarded and not behind):
             raise ProblemError(403, "forbidden", "only addresses that --metrics names may read this")
         made = exposition(self._store.rates, self._totals_now)
         return Response(made, content_type=BY_NAME["discovery", "metrics"].media)
@@ -139,7 +139,7 @@ class Api:
     def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
         """POST /v1/accounts"""
         self._condition.admit()
-        return self._registry.create_account(self._caller(), body)
+        return self._registry.create_account(self._gate.caller(), body)
 
     def account(self, account_id: str) -> m.Message:
         """GET /v1/account"""
@@ -166,7 +166,7 @@ class Api:
 
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        done = self._registry.register(account_id, self._caller(), body)
+        done = self._registry.register(account_id, self._gate.caller(), body)
         if done.lost_leases:
             self._settlement.expire_leases(done.lost_leases)
         return self._registry.registered(body, done)
@@ -252,9 +252,9 @@ class Api:
             request.environ[ROUTE] = route.name
             account_id = ""
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
-                account_id = self._gate.enter(route, self._caller(), partial(self._authenticate, route))
+                account_id = self._gate.enter(route, partial(self._authenticate, route))
             else:
-                self._gate.enter(route, self._caller(), str)
+                self._gate.enter(route, str)
             if route.request is not None:
                 if request.mimetype != "application/json":
                     return problem("unsupported-media-type", "send the body as Content-Type: application/json")
@@ -266,11 +266,6 @@ class Api:
             return Response(m.encode(made), content_type="application/json")
 
         return answer
-
-    def _caller(self) -> str:
-        """The address a request comes from."""
-        peer = request.remote_addr or "127.0.0.1"
-        return caller_of(peer, request.headers.getlist("X-Forwarded-For"), self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from flask import Blueprint, Response, g, request
 
-from discovery.addresses import origins
+from discovery.addresses import caller_of, origins, plain
 from discovery.limits import HELD_S, Limiter, RateLimited, cost_of
 from discovery.metrics import Meter
 from ec262.errors import ProblemError
@@ -20,29 +20,55 @@ _UNLIMITED = frozenset({"live", "ready", "health", "openapi", "docs", "metrics"}
 
 
 class Gate:
-    """In front of all views."""
+    """In front of all views.
 
-    def __init__(self, limiter: Limiter, meter: Meter) -> None:
+    Args:
+        proxies: addresses of reverse proxies that are believed.
+    """
+
+    def __init__(self, limiter: Limiter, meter: Meter, proxies: Collection[str]) -> None:
         self._limiter = limiter
         self._meter = meter
+        self._proxies = proxies
 
     def guard(self, blueprint: Blueprint) -> None:
         """Has every request of an application checked, and every answer say what is left."""
         blueprint.before_app_request(refuse_old)
         blueprint.after_app_request(_tell_limits)
 
-    def enter(self, route: Route, address: str, authenticate: Callable[[], str]) -> str:
+    def caller(self) -> str:
+        """The address that a request comes from."""
+        return caller_of(_peer(), request.headers.getlist("X-Forwarded-For"), self._proxies)
+
+    def secure(self) -> bool:
+        """Whether the caller came over TLS: to this service, or to a proxy that is believed."""
+        if request.is_secure:
+            return True
+        # Like X-Forwarded-For: what stands before the last entry is the caller's own invention.
+        said = ",".join(request.headers.getlist("X-Forwarded-Proto")).rpartition(",")[2]
+        return plain(_peer()) in self._proxies and said.strip().lower() == "https"
+
+    def enter(self, route: Route, authenticate: Callable[[], str]) -> str:
+        """The account that asks a route for programs; as `admit`."""
+        if route.name in _UNLIMITED:
+            return authenticate()
+        return self.admit(authenticate, anonymous=request.authorization is None)
+
+    def admit(self, authenticate: Callable[[], str], *, anonymous: bool) -> str:
         """The account that asks, if neither it nor its address asks too often.
+
+        Args:
+            anonymous: the request does not say of which account it is.
 
         Raises:
             RateLimited, and what `authenticate` raises.
         """
-        if route.name in _UNLIMITED or not self._limiter.limits:
+        if not self._limiter.limits:
             return authenticate()
-        origin = origins(address)[0]
+        origin = origins(self.caller())[0]
         cost = cost_of(request.content_length or 0)
         try:
-            self._limiter.admit(origin, anonymous=request.authorization is None)
+            self._limiter.admit(origin, anonymous=anonymous)
             try:
                 account_id = authenticate()
             except ProblemError as refused:
@@ -56,6 +82,10 @@ class Gate:
             time.sleep(HELD_S)
             raise
         return account_id
+
+
+def _peer() -> str:
+    return request.remote_addr or "127.0.0.1"
 
 
 def _tell_limits(response: Response) -> Response:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Flask, Response, render_template, request, url_for
+import redis
+from flask import Blueprint, Flask, Response, g, render_template, request, send_from_directory, url_for
 
 from discovery.credibility import Tally, established, standing
+from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
 from discovery.leaderboard import Leaderboard
+from discovery.metrics import ROUTE
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.statements import Statements
 from discovery.store.store import Store
 from discovery.web import figures
 from discovery.web.sessions import COOKIE, LASTS_S, Session, Sessions
+from ec262 import __version__
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
 
@@ -33,7 +38,11 @@ POLICY = (
 LINES = 25
 """Lines of a statement on one page."""
 MOST_KEY = 256
+MOST_FORM_BYTES = 16 * 1024
+KEPT_S = 24 * 3600
+"""How long browsers keep style and script; another version has them under another address."""
 _ID = re.compile(r"[0-9a-f]{16,64}")
+_STATIC = Path(__file__).parent / "static"
 
 View = Callable[..., Response]
 
@@ -49,6 +58,7 @@ class Web:
         jobs: Jobs,
         leaderboard: Leaderboard,
         settings: Settings,
+        gate: Gate,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -57,6 +67,7 @@ class Web:
         self._leaderboard = leaderboard
         self._statements = Statements(store)
         self._settings = settings
+        self._gate = gate
 
     # --- for everybody ---
 
@@ -79,13 +90,17 @@ class Web:
 
     def join(self) -> Response:
         """GET /join"""
-        return self._page("join.html", here=request.url_root.rstrip("/"), settings=self._settings)
+        return self._page("join.html", here=f"{self._scheme()}://{request.host}", settings=self._settings)
+
+    def static(self, filename: str) -> Response:
+        """GET /static/<file>: style, script, icon."""
+        return send_from_directory(_STATIC, filename, max_age=KEPT_S)
 
     # --- signing in ---
 
     def sign_in_form(self) -> Response:
         """GET /sign-in"""
-        if self._session() is not None:
+        if g.session is not None:
             return self._to("pages.account")
         return self._page("sign_in.html", wrong=False)
 
@@ -99,14 +114,14 @@ class Web:
         response = self._to("pages.account")
         response.set_cookie(
             *(COOKIE, self._sessions.sign(account_id, stored or b"")),
-            max_age=LASTS_S, httponly=True, samesite="Lax", secure=request.is_secure, path="/",
+            max_age=LASTS_S, httponly=True, samesite="Lax", secure=self._gate.secure(), path="/",
         )  # fmt: skip
         return response
 
     def sign_out(self, session: Session) -> Response:
         """POST /sign-out"""
         response = self._to("pages.network_page")
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=request.is_secure)
+        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=self._gate.secure())
         return response
 
     # --- for who is signed in ---
@@ -162,17 +177,16 @@ class Web:
 
     def blueprint(self) -> Blueprint:
         """All pages, and what they look like."""
-        pages = Blueprint(
-            "pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static"
-        )
+        pages = Blueprint("pages", __name__, template_folder="templates")
         for path, name, view in (
             ("/network", "network_page", self.network),
             ("/leaderboard", "leaders", self.leaders),
             ("/join", "join", self.join),
             ("/sign-in", "sign_in_form", self.sign_in_form),
+            ("/static/<filename>", "static", self.static),
         ):
-            pages.add_url_rule(path, name, _answering(view), methods=["GET"])
-        pages.add_url_rule("/sign-in", "sign_in", _answering(self.sign_in), methods=["POST"])
+            pages.add_url_rule(path, name, self._answering(view), methods=["GET"])
+        pages.add_url_rule("/sign-in", "sign_in", self._answering(self.sign_in), methods=["POST"])
         for method, path, name, own in (
             ("GET", "/account", "account", self.account),
             ("GET", "/account/jobs/<job_id>", "job", self.job),
@@ -189,16 +203,18 @@ class Web:
     def greet(self, app: Flask) -> None:
         """Has a browser that asks for ``/`` see the network; programs get JSON, as ever."""
 
+        network = self._answering(self.network)
+
         @app.before_request
         def browsers() -> Response | None:
             if request.path != "/" or request.method != "GET" or not _wants_page():
                 return None
-            return _guard(self.network())
+            return _guard(network())
 
     def _signed_in(self, view: View) -> View:
         @wraps(view)
         def answer(**path: str) -> Response:
-            session = self._session()
+            session: Session | None = g.session
             if session is None:
                 return self._to("pages.sign_in_form")
             if request.method == "POST" and not (
@@ -207,14 +223,34 @@ class Web:
                 return self._page("sign_in.html", 403, wrong=False, foreign=True)
             return view(session, **path)
 
-        return _answering(answer)
+        return self._answering(answer)
 
-    def _session(self) -> Session | None:
+    def _answering(self, view: View) -> View:
+        """A view with the limits of all requests in front of it, whose errors are pages, too."""
+
+        @wraps(view)
+        def answer(**path: str) -> Response:
+            request.environ[ROUTE] = f"pages.{view.__name__}"
+            request.max_content_length = MOST_FORM_BYTES
+            g.session = None
+            try:
+                self._gate.admit(self._account_signed_in, anonymous=COOKIE not in request.cookies)
+                return view(**path)
+            except ProblemError as error:
+                return self._trouble(error.status, error.detail)
+            except redis.RedisError:  # sweeping says so in the log
+                return self._trouble(503, "The service's store does not answer. Try again in a moment.")
+
+        return answer
+
+    def _account_signed_in(self) -> str:
+        """Finds out who asks; empty: nobody."""
         cookie = request.cookies.get(COOKIE, "")
         named = self._sessions.named(cookie) if cookie else None
         if named is None:
-            return None
-        return self._sessions.open(cookie, *named, self._store.accounts.secret(named[0])[0])
+            return ""
+        g.session = self._sessions.open(cookie, *named, self._store.accounts.secret(named[0])[0])
+        return g.session.account_id if g.session else ""
 
     def _own_form(self) -> bool:
         """Whether a form came from a page of this service, as far as the browser says (Sec-Fetch-Site; Origin)."""
@@ -224,27 +260,19 @@ class Web:
         return origin is None or origin.partition("://")[2] == request.host
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
-        values.setdefault("session", self._session())
-        return Response(
-            render_template(template, network=self._settings.network, **values), status, mimetype="text/html"
+        made = render_template(
+            template, network=self._settings.network, version=__version__, session=g.session, **values
         )
+        return Response(made, status, mimetype="text/html")
+
+    def _trouble(self, status: int, detail: str) -> Response:
+        return self._page("problem.html", status, detail=detail)
+
+    def _scheme(self) -> str:
+        return "https" if self._gate.secure() else "http"
 
     def _to(self, endpoint: str) -> Response:
         return Response(status=303, headers={"Location": url_for(endpoint)})
-
-
-def _answering(view: View) -> View:
-    """Errors of these views are pages, too."""
-
-    @wraps(view)
-    def answer(**path: str) -> Response:
-        request.max_content_length = 16 * 1024
-        try:
-            return view(**path)
-        except ProblemError as error:
-            return Response(render_template("problem.html", detail=error.detail, session=None), error.status)
-
-    return answer
 
 
 def _wants_page() -> bool:

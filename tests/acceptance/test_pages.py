@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from ec262.credentials import CredentialStore
 from ec262.discovery_client import DiscoveryClient
@@ -37,7 +38,7 @@ pytestmark = [
 
 @dataclass
 class Site:
-    """A discovery service with a worker and an account that has jobs."""
+    """A discovery service of three processes with a worker and an account that has jobs."""
 
     url: str
     client: DiscoveryClient
@@ -53,7 +54,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("site")
-    network = Network(directory)
+    network = Network(directory, "--network", "private", "--processes", "3")
     try:
         network.worker()
         os.environ["EC262_HOME"] = str(directory / "foreman")
@@ -136,6 +137,17 @@ def test_a_wrong_key_is_told_and_the_right_one_signs_in(visit: Visit, site: Site
     page.click("text=Sign out")
     page.wait_for_url("**/network")
     assert page.goto(site.url + "/account").url.endswith("/sign-in")
+
+
+def test_whichever_process_answers_the_session_is_the_same(site: Site) -> None:
+    """Signed in at one, known at all; a new connection each time, so that all of them get some."""
+    answer = requests.post(f"{site.url}/sign-in", data={"key": site.key}, allow_redirects=False, timeout=30)
+    assert answer.status_code == 303
+    for number in range(12):
+        site.report(number)
+        page = requests.get(f"{site.url}/account/jobs/{JOB}", cookies=answer.cookies, timeout=30)
+        assert page.url.endswith(JOB), "not sent to sign in"
+        assert f'value="{number}"' in page.text
 
 
 def test_a_job_page_moves_by_itself(visit: Visit, site: Site) -> None:

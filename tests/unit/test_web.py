@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html import unescape
 
 import pytest
+import redis
 from werkzeug.test import TestResponse
 
+from discovery import gate
 from discovery.app import Discovery
 from discovery.store.pulse import Reading
 from discovery.web import figures
 from discovery.web.sessions import COOKIE, Sessions
+from ec262 import __version__
 from ec262.protocol import messages as m
 from tests.conftest import MakeDiscovery
 from tests.parties import Caller, Foreman, Worker, answer_all
@@ -253,6 +257,76 @@ def test_how_to_join_is_said_for_this_server(make_discovery: MakeDiscovery, regi
 
 def test_large_forms_are_refused_unread(browser: Browser) -> None:
     assert browser.post("/sign-in", key="k" * 100_000).status_code == 413
+
+
+def until_refused(ask: Callable[[], TestResponse]) -> TestResponse:
+    """The answer to one too many."""
+    return next(answer for answer in (ask() for _ in range(200)) if answer.status_code == 429)
+
+
+def test_pages_and_guesses_of_keys_count_against_the_limits_of_requests(
+    make_discovery: MakeDiscovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "HELD_S", 0.0)
+    limited = make_discovery(anonymous_requests=1)
+    browser, member = Browser(limited), Browser(limited)
+    foreman = Foreman(limited)
+    assert member.sign_in(foreman.account).status_code == 303
+    for refused in (
+        until_refused(lambda: browser.post("/sign-in", key="a" * 32 + ":guess")),
+        until_refused(lambda: browser.get("/")),
+        until_refused(lambda: browser.get("/static/style.css")),
+    ):
+        assert refused.mimetype == "text/html"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.headers["Content-Security-Policy"]
+    assert member.get("/account").status_code == 200, "who is signed in goes on"
+    browser.client.set_cookie(COOKIE, "forged")
+    assert until_refused(lambda: browser.get("/network")), "a cookie that is none is no way around it"
+
+
+def test_behind_a_proxy_with_tls_pages_know_that_they_came_over_it(make_discovery: MakeDiscovery) -> None:
+    """And who is no proxy may say what it likes."""
+    proxied = make_discovery(proxies=("127.0.0.9",))
+    foreman = Foreman(proxied)
+    key = f"{foreman.account.account_id}:{foreman.account.secret}"
+    told = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "http, https", "Host": "ec262.example"}
+    for peer, secure in (("127.0.0.9", True), ("192.0.2.7", False)):
+        client = proxied.app.test_client()
+        by = {"REMOTE_ADDR": peer}
+        page = client.get("/join", headers=told, environ_overrides=by).text
+        assert f"http{'s' * secure}://ec262.example" in page
+        signed = client.post(
+            "/sign-in", data={"key": key}, headers=told | {"Origin": "https://ec262.example"}, environ_overrides=by
+        )
+        assert signed.status_code == 303
+        assert ("; Secure" in signed.headers["Set-Cookie"]) == secure
+    downgraded = proxied.app.test_client().get(
+        "/join", headers=told | {"X-Forwarded-Proto": "https, http"}, environ_overrides={"REMOTE_ADDR": "127.0.0.9"}
+    )
+    assert "https://" not in downgraded.text
+
+
+def test_a_store_that_does_not_answer_is_a_page_that_says_so(
+    browser: Browser, discovery: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        raise redis.ConnectionError("gone")
+
+    monkeypatch.setattr(discovery.store.pulse, "read", gone)
+    for path in ("/", "/network"):
+        answer = browser.get(path)
+        assert answer.status_code == 503
+        assert answer.mimetype == "text/html"
+        assert "store does not answer" in answer.text
+        assert answer.headers["Content-Security-Policy"]
+
+
+def test_style_and_script_are_kept_by_browsers_and_another_version_has_others(browser: Browser) -> None:
+    assert f"style.css?v={__version__}" in browser.get("/network").text
+    assert "max-age=" in browser.get("/static/style.css").headers["Cache-Control"]
+    for path in ("/static/../views.py", "/static/%2e%2e/views.py", "/static/..%2fviews.py", "/static/none"):
+        assert browser.get(path).status_code == 404
 
 
 def test_figures_are_short() -> None:
