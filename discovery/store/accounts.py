@@ -231,6 +231,15 @@ class Accounts:
                     listed.append(Shown(account_id, _text(name), int(earned or 0), workers))
         return listed
 
+    def board(self) -> bytes | None:
+        """The leaderboard that was kept last; None: it is too old."""
+        found: Any = self._redis.get(f"{_PREFIX}board")
+        return None if found is None else bytes(found)
+
+    def keep_board(self, made: bytes, keep_ms: int) -> None:
+        """Keeps a leaderboard for all processes for a while, unless another process was faster."""
+        self._redis.set(f"{_PREFIX}board", made, px=keep_ms, nx=True)
+
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
 

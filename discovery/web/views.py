@@ -35,8 +35,8 @@ POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-LINES = 25
-"""Lines of a statement on one page."""
+LINES = 10
+"""Lines of a statement on one page, and jobs where not all are asked for."""
 MOST_KEY = 256
 MOST_FORM_BYTES = 16 * 1024
 KEPT_S = 24 * 3600
@@ -163,11 +163,13 @@ class Web:
         given = request.args.get("before", "0")
         before = int(given) if given.isascii() and given.isdigit() and len(given) <= 16 else 0
         alive = self._store.accounts.workers_alive(session.account_id)
+        jobs = self._jobs.of(session.account_id).jobs
         return self._page(
             "account.html",
             status,
             state=self._registry.account_state(session.account_id),
-            jobs=self._jobs.of(session.account_id).jobs,
+            jobs=jobs if "all" in request.args else jobs[:LINES],
+            all_jobs=len(jobs),
             workers=sorted(self._store.workers(alive).values(), key=lambda each: each.worker_id),
             statement=self._statements.of(session.account_id, before, LINES),
             refused=refused,

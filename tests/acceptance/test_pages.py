@@ -5,8 +5,10 @@ With EC262_SCREENSHOTS=DIR every page is also kept as a picture, at both widths,
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         network.worker()
         os.environ["EC262_HOME"] = str(directory / "foreman")
         run_job(dict.fromkeys(range(3), "to be or not to be"), program=find("wordcount").program, discovery=network.url)
+        if os.environ.get("EC262_SCREENSHOTS"):
+            _liven(network)
         foreman = CredentialStore(directory / "foreman", environ={}).account(network.url)
         worker = CredentialStore(directory / "worker0", environ={}).account(network.url)
         assert foreman is not None
@@ -72,6 +76,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             )
     finally:
         network.close()
+
+
+def _liven(network: Network, seconds: float = 90.0) -> None:
+    """Something to be seen on pictures: workers with names, and jobs one after another."""
+    for name in ("Grace Hopper", "Physics, room 12", "tante-emma"):
+        process = network.worker()
+        home = network.directory / f"worker{network.workers.index(process)}"
+        account = CredentialStore(home, environ={}).account(network.url)
+        assert account is not None
+        with DiscoveryClient(network.url, account.account_id, account.secret) as client:
+            client.show_account(m.ShowAccount(name=name))
+    until = time.monotonic() + seconds
+    for size in itertools.cycle((400, 900, 2000, 1200, 600)):
+        if time.monotonic() > until:
+            return
+        text = dict.fromkeys(range(size), "in the beginning was the word")
+        run_job(
+            text, program=find("wordcount").program, discovery=network.url, name=f"verses to {size}", items_per_task=1
+        )
+        time.sleep(3)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,13 @@ of them; a worker as the application that it is.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
+import requests
 import schemathesis
 from flask import Flask
 from hypothesis import HealthCheck, settings
@@ -23,6 +25,7 @@ from ec262.protocol import messages as m
 from ec262.protocol.openapi import openapi_document
 from ec262.protocol.routes import Party
 from ec262.worker.service import Worker
+from tests.pages import pages_document
 from tests.processes import Process
 from tests.worker_peers import make_worker, state_of
 
@@ -32,7 +35,9 @@ CHECKS = [
     *(schemathesis.checks.response_headers_conformance, schemathesis.checks.negative_data_rejection),
 ]
 """Not that what fits the schemas is accepted: whether there are credits, workers or such a task, no schema says."""
+PAGE_CHECKS = [*CHECKS[:3], CHECKS[4]]
 EXAMPLES, MANY = 8, 500
+PAGES = schemathesis.openapi.from_dict(pages_document())
 
 
 @schemathesis.serializer(m.PACKED)
@@ -64,15 +69,35 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert "Traceback" not in discovery.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def authorization(service: str) -> dict[str, str]:
-    """An account with a worker."""
+def member(service: str, worker_id: str = "") -> str:
+    """The key of a new account."""
     with DiscoveryClient(service) as client:
         account = create_account_at(client)
-        body = m.RegisterWorker(worker_id="ab" * 16, boot_id="cd" * 16, port=1, slots=4, python="3.11")
-        client.register_worker(body)
-    basic = base64.b64encode(f"{account.account_id}:{account.secret}".encode()).decode()
-    return {"Authorization": f"Basic {basic}"}
+        if worker_id:
+            body = m.RegisterWorker(worker_id=worker_id, boot_id="cd" * 16, port=1, slots=4, python="3.11")
+            client.register_worker(body)
+    return f"{account.account_id}:{account.secret}"
+
+
+def basic(key: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(key.encode()).decode()}"}
+
+
+@pytest.fixture(scope="module")
+def authorization(service: str) -> dict[str, str]:
+    """Of an account with a worker."""
+    return basic(member(service, "ab" * 16))
+
+
+@pytest.fixture(scope="module")
+def session(service: str) -> tuple[dict[str, str], str]:
+    """The cookie of somebody who is signed in, and what the session's forms carry."""
+    key = member(service, "ba" * 16)
+    signed = requests.post(f"{service}/sign-in", data={"key": key}, allow_redirects=False, timeout=30)
+    page = requests.get(f"{service}/account", cookies=signed.cookies, timeout=30).text
+    token = re.search(r'name="form_token" value="([0-9a-f]+)"', page)
+    assert token
+    return {"Cookie": "; ".join(f"{name}={value}" for name, value in signed.cookies.items())}, token[1]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +107,16 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, F
 
 
 def ask(case: Any, service: str, authorization: dict[str, str] | None = None) -> None:
+    if authorization and case.operation.path == "/v1/account/secret":  # another key than the one all tests have
+        authorization = basic(member(service))
     case.call_and_validate(base_url=service, headers=authorization, checks=CHECKS, timeout=30)
+
+
+def ask_page(case: Any, service: str, cookie: dict[str, str] | None = None, token: str = "") -> None:
+    if token and isinstance(case.body, dict) and "form_token" in case.body:
+        case.body["form_token"] = token
+    answer = case.call(base_url=service, headers=cookie, timeout=30, allow_redirects=False)
+    case.validate_response(answer, checks=PAGE_CHECKS)
 
 
 def ask_worker(case: Any, worker: tuple[Worker, Flask]) -> None:
@@ -107,6 +141,27 @@ def test_discovery_without_an_account(case: Any, service: str) -> None:
 @some(EXAMPLES)
 def test_a_worker(case: Any, worker: tuple[Worker, Flask]) -> None:
     ask_worker(case, worker)
+
+
+@PAGES.parametrize()
+@some(EXAMPLES)
+def test_pages_of_who_is_signed_in(case: Any, service: str, session: tuple[dict[str, str], str]) -> None:
+    """With the token of the session's own forms, so that they do what they say."""
+    ask_page(case, service, *session)
+
+
+@PAGES.parametrize()
+@some(EXAMPLES // 2)
+def test_pages_of_strangers(case: Any, service: str) -> None:
+    ask_page(case, service)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@PAGES.parametrize()
+@some(MANY)
+def test_pages_for_long(case: Any, service: str, session: tuple[dict[str, str], str]) -> None:
+    ask_page(case, service, *session)
 
 
 @pytest.mark.slow

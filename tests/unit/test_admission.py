@@ -530,8 +530,7 @@ def test_only_the_operator_makes_auditors(discovery: Discovery) -> None:
 # --- the leaderboard ------------------------------------------------------------------------------
 
 
-def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discovery.leaderboard.FRESH_S", 0.0)
+def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery) -> None:
     foreman, loud, quiet, bad = (Buyer(discovery, f"203.0.{n}.1") for n in range(4))
     workers = [Worker(each) for each in (loud, quiet, bad)]
     for visitor, name in ((loud, "Ada"), (bad, "Mallory"), (foreman, "Boss")):
@@ -552,12 +551,14 @@ def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery, monkey
     )
 
 
-def test_the_leaderboard_is_made_once_a_minute_and_forgets_who_withdraws(discovery: Discovery) -> None:
+def test_the_leaderboard_is_made_once_a_minute_and_forgets_who_withdraws(make_discovery: MakeDiscovery) -> None:
+    discovery, other = make_discovery(), make_discovery()
     visitor = Visitor(discovery)
     visitor.call("PUT", "/v1/account/name", m.AccountState, m.ShowAccount(name="Ada"))
     first = visitor.raw("GET", "/v1/leaderboard").data
     assert visitor.call("PUT", "/v1/account/name", m.AccountState, m.ShowAccount(name="")).shown == ""
     assert visitor.raw("GET", "/v1/leaderboard").data == first
+    assert other.app.test_client().get("/v1/leaderboard").data == first, "of all processes together"
     assert discovery.store.accounts.shown() == []
 
 

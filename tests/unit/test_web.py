@@ -18,6 +18,7 @@ from discovery.web.sessions import COOKIE, Sessions
 from ec262 import __version__
 from ec262.protocol import messages as m
 from tests.conftest import MakeDiscovery
+from tests.pages import PAGES
 from tests.parties import Caller, Foreman, Worker, answer_all
 
 EVIL = "<script>alert(1)</script>"
@@ -62,6 +63,16 @@ def numbers(page: str) -> dict[str, str]:
     """What the page's cards say."""
     found = re.findall(r"<dt>([^<]*)</dt><dd[^>]*>([^<]*)</dd>", page)
     return {name: unescape(value).replace("\u202f", "") for name, value in found}
+
+
+def test_all_pages_are_in_the_document_that_tests_ask_by(discovery: Discovery) -> None:
+    found = {
+        (method, re.sub("<(.*?)>", r"{\1}", rule.rule))
+        for rule in discovery.app.url_map.iter_rules()
+        if rule.endpoint.startswith("pages.")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert found == set(PAGES)
 
 
 def test_a_browser_at_the_root_sees_the_network_and_a_program_json(discovery: Discovery, browser: Browser) -> None:
@@ -220,6 +231,15 @@ def test_nobody_sees_the_jobs_and_workers_of_others(discovery: Discovery, signed
         assert browser.get(path).status_code == 404, path
 
 
+def test_of_many_jobs_the_last_are_shown_unless_all_are_asked_for(signed: tuple[Browser, Foreman]) -> None:
+    browser, foreman = signed
+    for number in range(12):
+        foreman.call("PUT", f"/v1/jobs/{number:032x}", m.JobReported, m.JobReport(state="done"))
+    assert browser.get("/account").text.count("/account/jobs/") == 10
+    assert "All 12 jobs" in browser.get("/account").text
+    assert browser.get("/account?all=").text.count("/account/jobs/") == 12
+
+
 def test_a_worker_page_says_what_its_owner_may_know(discovery: Discovery, browser: Browser) -> None:
     """Not how far it is believed: a liar that saw the number could learn which of its answers were checked."""
     worker = Worker(Caller(discovery))
@@ -247,9 +267,8 @@ def test_text_of_accounts_and_jobs_injects_nothing(discovery: Discovery, browser
 
 @pytest.mark.parametrize("registration", ["open", "invite", "closed"])
 def test_how_to_join_is_said_for_this_server(make_discovery: MakeDiscovery, registration: str) -> None:
-    page = (
-        Browser(make_discovery(registration=registration)).client.get("/join", base_url="https://d.example:8443").text
-    )
+    found = Browser(make_discovery(registration=registration)).client.get("/join", base_url="https://d.example:8443")
+    page = re.sub("</?span[^>]*>", "", found.text)
     assert "python worker.py -v -P 11235 --discovery https://d.example:8443" in page
     assert ("--invitation" in page) == (registration == "invite")
     assert ("made by whoever runs it" in page) == (registration == "closed")
