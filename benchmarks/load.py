@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,7 @@ class Network:
 
 
 @contextlib.contextmanager
-def attacked(url: str, seconds: float) -> Iterator[None]:
+def attacked(url: str, seconds: float) -> Iterator[list[psutil.Process]]:
     """All attacks at once, a process each, from addresses of their own."""
     processes = [
         subprocess.Popen(
@@ -257,7 +257,7 @@ def attacked(url: str, seconds: float) -> Iterator[None]:
             assert each.stdout is not None
             while not select.select([each.stdout], [], [], 0)[0]:
                 gevent.sleep(0.05)
-        yield
+        yield [psutil.Process(each.pid) for each in processes]
     finally:
         for each in processes:
             each.kill()
@@ -268,44 +268,109 @@ def attacked(url: str, seconds: float) -> Iterator[None]:
 
 # --- what is measured -----------------------------------------------------------------------------
 
+QUIET = 0.25
+"""Of a core: rounds in which other programs took more are not compared, if there are better ones."""
+
 
 @dataclass(slots=True)
-class Compared:
-    """Median and 99th percentile of a route, in seconds: calm, and under attack."""
+class Round:
+    """What the parties saw for some seconds, and who used the processors: cores, by kind of process."""
 
-    calm: list[tuple[float, float]] = field(default_factory=list)
-    attacked: list[tuple[float, float]] = field(default_factory=list)
+    seen: Seen
+    seconds: float
+    cores: dict[str, float]
 
     @property
-    def slower(self) -> float:
-        """How much slower the median is under attack: the median of what neighbouring rounds say. 0.2: by 20 %."""
-        pairs = zip(self.calm, self.attacked, strict=False)
-        return statistics.median(attacked[0] / calm[0] - 1 for calm, attacked in pairs if calm[0])
+    def cpu_a_call(self) -> float:
+        """Seconds of all web processes for each call of an honest party: what attackers cost is in it."""
+        return self.cores["web process"] * self.seconds / max(1, self.seen.calls)
 
 
-def under_attack(
-    network: Network, service: Service, seconds: float, rounds: int
-) -> tuple[dict[str, Compared], Counter[str]]:
-    """Calm and attacked rounds in turn, so that what else the machine does falls on both.
+@dataclass(slots=True)
+class Attack:
+    """Calm and attacked rounds in turn, so that what else the machine does falls on both."""
 
-    Beside each route there is ``CPU a call``: seconds of all web processes for each call of an honest party. That is
-    what attackers cost, whatever else the machine does.
-    """
-    compared: dict[str, Compared] = defaultdict(Compared)
-    errors: Counter[str] = Counter()
+    pairs: list[tuple[Round, Round]]
+    left_out: int
+
+    @property
+    def errors(self) -> Counter[str]:
+        """What honest parties met."""
+        return sum((each.seen.errors for pair in self.pairs for each in pair), Counter[str]())
+
+    @property
+    def routes(self) -> list[str]:
+        """What honest parties called."""
+        return sorted(self.pairs[0][0].seen.seconds)
+
+    def latency(self, route: str, share: float) -> tuple[float, float]:
+        """Seconds that so many calls did not exceed, of all calm rounds together, and of all attacked ones."""
+        calm, hostile = (
+            [one for pair in self.pairs for one in pair[side].seen.seconds[route]] for side in (False, True)
+        )
+        return percentile(calm, share), percentile(hostile, share)
+
+    def middle(self, figure: Callable[[Round], float]) -> tuple[float, float]:
+        """Median of a figure over the calm rounds, and over the attacked ones."""
+        calm, hostile = ([figure(pair[side]) for pair in self.pairs] for side in (False, True))
+        return statistics.median(calm), statistics.median(hostile)
+
+    def told(self) -> str:
+        """Lines for people."""
+        lines = [f"{'':16}{'calm':>10}{'attacked':>10}"]
+        for route in self.routes:
+            for name, share in (("p50", 0.5), ("p99", 0.99)):
+                calm, hostile = self.latency(route, share)
+                lines.append(
+                    f"{route + ' ' + name:16}{1000 * calm:7.1f} ms{1000 * hostile:7.1f} ms {_change(calm, hostile)}"
+                )
+        calls = self.middle(lambda each: each.seen.calls / each.seconds)
+        lines.append(f"{'calls a second':16}{calls[0]:10.1f}{calls[1]:10.1f} {_change(*calls)}")
+        spent = self.middle(lambda each: each.cpu_a_call)
+        lines.append(f"{'CPU a call':16}{1000 * spent[0]:7.1f} ms{1000 * spent[1]:7.1f} ms {_change(*spent)}")
+        for kind in self.pairs[0][0].cores:
+            cores = self.middle(lambda each, kind=kind: each.cores[kind])  # type: ignore[misc]
+            lines.append(f"{'cores: ' + kind:26}{cores[0]:.2f}{cores[1]:10.2f}")
+        errors = self.errors
+        lines.append(
+            f"{len(self.pairs)} pairs of rounds, {self.left_out} more left out for other programs; "
+            f"{sum(errors.values())} errors {dict(errors.most_common(3))}"
+        )
+        return "\n".join(lines)
+
+
+def _change(calm: float, hostile: float) -> str:
+    return f"({100 * (hostile / calm - 1):+.0f} %)" if calm else ""
+
+
+def under_attack(network: Network, service: Service, seconds: float, rounds: int) -> Attack:
+    """Compares calm rounds with attacked ones."""
+    made: list[Round] = []
     for number in range(2 * rounds):
-        hostile = number % 2 == 1
-        with attacked(service.url, seconds + 10) if hostile else contextlib.nullcontext():
+        side: contextlib.AbstractContextManager[list[psutil.Process]] = contextlib.nullcontext([])
+        if number % 2:
+            side = attacked(service.url, seconds + 10)
+        with side as attackers:
             network.run(2.0)  # until the attackers have all of their connections, or are gone
-            before = service.cpu_s()["web process"]
+            started, before = time.monotonic(), _cores_s(service, attackers)
             seen = network.run(seconds)
-            cpu_s = (service.cpu_s()["web process"] - before) / max(1, seen.calls)
-        seen.seconds["CPU a call"] = [cpu_s]
-        errors += seen.errors
-        for route, measured in seen.seconds.items():
-            told = (percentile(measured, 0.5), percentile(measured, 0.99))
-            (compared[route].attacked if hostile else compared[route].calm).append(told)
-    return compared, errors
+            took_s = time.monotonic() - started
+            spent = {kind: (cpu_s - before[kind]) / took_s for kind, cpu_s in _cores_s(service, attackers).items()}
+        spent["other programs"] = spent.pop("all") - sum(spent.values())
+        made.append(Round(seen, took_s, spent))
+    pairs = list(zip(made[::2], made[1::2], strict=True))
+    quiet = [pair for pair in pairs if all(each.cores["other programs"] < QUIET for each in pair)]
+    return Attack(quiet or pairs, len(pairs) - len(quiet or pairs))
+
+
+def _cores_s(service: Service, attackers: list[psutil.Process]) -> dict[str, float]:
+    """Processor seconds so far of everybody, and of all together."""
+    spent = {kind: service.cpu_s()[kind] for kind in ("web process", "store", "supervisor")}
+    spent["parties"] = sum(psutil.Process().cpu_times()[:2])
+    spent["attackers"] = sum(sum(each.cpu_times()[:2]) for each in attackers)
+    times = psutil.cpu_times()
+    spent["all"] = sum(times[:8]) - times.idle - getattr(times, "iowait", 0.0)
+    return spent
 
 
 def table(seen: Seen, seconds: float) -> str:
@@ -328,18 +393,9 @@ def run_load(flags: argparse.Namespace) -> int:
         try:
             if flags.attack:
                 rounds = max(1, int(flags.minutes * 60 / 2 / 11))
-                compared, errors = under_attack(network, service, 8.0, rounds)
-                for route, each in sorted(compared.items()):
-                    p50, p99 = (
-                        [1000 * statistics.median(one[at] for one in side) for side in (each.calm, each.attacked)]
-                        for at in (0, 1)
-                    )
-                    print(
-                        f"{route:14} p50 {p50[0]:.1f} ms calm, {p50[1]:.1f} attacked ({100 * each.slower:+.0f} %);  "
-                        f"p99 {p99[0]:.1f}, {p99[1]:.1f}"
-                    )
-                print(f"{sum(errors.values())} errors {dict(errors.most_common(3))}")
-                failed = bool(errors)
+                attack = under_attack(network, service, 8.0, rounds)
+                print(attack.told())
+                failed = bool(attack.errors)
             else:
                 seconds = flags.minutes * 60
                 seen = network.run(seconds, service)

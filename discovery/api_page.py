@@ -13,16 +13,23 @@ HEADERS = {
     "Cache-Control": "public, max-age=300",
 }
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+html { color-scheme: light dark; background: var(--ground); color: var(--ink); }
+:root { --ground: #fbfaf7; --ink: #1c2321; --quiet: #59635f; --line: #dcdfd9; --link: #14614d; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #121715; --ink: #e7ece9; --quiet: #a0aca7; --line: #323c38; --link: #6fd0b1; }
+}
+a { color: var(--link); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 code, summary { font-family: ui-monospace, monospace; font-size: .92em; }
 summary { cursor: pointer; padding: .3rem 0; }
 summary b { display: inline-block; min-width: 4.5rem; }
-summary span { font-family: system-ui, sans-serif; opacity: .75; }
+summary span { font-family: system-ui, sans-serif; color: var(--quiet); }
 details { border-bottom: 1px solid var(--line); }
 details > div { padding: 0 0 .8rem 1rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); }
+td, summary { overflow-wrap: anywhere; }
 p { margin: .4rem 0; }
 """
 
@@ -35,6 +42,7 @@ def api_page(documents: Mapping[str, Mapping[str, Any]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>EC262: the API</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><h1>EC262: the API</h1>"
+        "<p><a href='./'>The network now</a></p>"
         f"<p>Version {version}. For programs: <a href='openapi.json'>openapi.json</a>. "
         "Bodies are JSON; fields that a receiver does not know are ignored. Every error is a problem document "
         "(<code>application/problem+json</code>, RFC 9457), whose <code>code</code> is stable.</p>"

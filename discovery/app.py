@@ -45,6 +45,7 @@ class Discovery:
     mover: Mover
     condition: Condition
     api: Api
+    gate: Gate
     meter: Meter
 
     def sweep(self) -> None:
@@ -97,4 +98,4 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     web.greet(app)
     handle_errors(app)
     app.wsgi_app = meter.around(app.wsgi_app)  # type: ignore[assignment,method-assign]
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, api, meter)
+    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, api, gate, meter)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from flask import Blueprint, Response, g, request
 
 from discovery.addresses import caller_of, origins, plain
-from discovery.limits import HELD_S, Limiter, RateLimited, cost_of
+from discovery.limits import Limiter, RateLimited, cost_of, held_s
 from discovery.metrics import Meter
 from ec262.errors import ProblemError
 from ec262.protocol.routes import Route
@@ -24,12 +25,17 @@ class Gate:
 
     Args:
         proxies: addresses of reverse proxies that are believed.
+
+    Attributes:
+        pause: waits for so many seconds; a server that ends lets it go at once.
     """
 
     def __init__(self, limiter: Limiter, meter: Meter, proxies: Collection[str]) -> None:
         self._limiter = limiter
         self._meter = meter
         self._proxies = proxies
+        self._held: Counter[str] = Counter()
+        self.pause: Callable[[float], object] = time.sleep
 
     def guard(self, blueprint: Blueprint) -> None:
         """Has every request of an application checked, and every answer say what is left."""
@@ -79,9 +85,18 @@ class Gate:
         except RateLimited as reason:
             self._meter.count(f"limited|{reason.limit}")
             g.wait_s = reason.wait_s
-            time.sleep(HELD_S)
+            self._hold(origin)
             raise
         return account_id
+
+    def _hold(self, origin: str) -> None:
+        self._held[origin] += 1
+        try:
+            self.pause(held_s(self._held[origin]))
+        finally:
+            self._held[origin] -= 1
+            if not self._held[origin]:
+                del self._held[origin]
 
 
 def _peer() -> str:

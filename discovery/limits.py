@@ -24,7 +24,12 @@ BODY_A_REQUEST = 64 * 1024
 LEAST_WAIT_S = 1.0
 """What Redis refused is refused for so long at least: ``Retry-After`` has whole seconds."""
 HELD_S = 1.0
-"""Who goes on although it was refused is answered this late: each connection of a flood costs one answer a second."""
+"""Who goes on although it was refused is answered this late at least: a connection of a flood costs one answer a
+second."""
+REFUSALS_A_SECOND = 32
+"""Of one address, in one process. The more of its requests wait for their refusal, the later it comes."""
+LONGEST_HELD_S = 10.0
+"""Before anybody takes the service for dead."""
 _MOST_BLOCKED = 10_000
 _WHOSE = {
     "account": "of this account",
@@ -84,6 +89,11 @@ class Allowance:
 def cost_of(body_bytes: int) -> int:
     """What a request counts as."""
     return 1 + body_bytes // BODY_A_REQUEST
+
+
+def held_s(waiting: int) -> float:
+    """How long a refusal is held back, where so many of its address wait already, itself included."""
+    return min(LONGEST_HELD_S, max(HELD_S, waiting / REFUSALS_A_SECOND))
 
 
 class Limiter:

@@ -212,6 +212,7 @@ def _serve(flags: argparse.Namespace) -> int:
         stack.callback(server.stop)
         stack.callback(_drain, server, replaced, soon)
         discovery.api.ending = over.ready
+        discovery.gate.pause = server.stopping.wait
         discovery.meter.connections = lambda: server.connections
         stack.callback(Upkeep(discovery, keeper, over).stop)
         if flags.parent_pipe:

@@ -70,11 +70,21 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
             environ={"SERVER_NAME": str(listener.getsockname()[0]), "wsgi.multiprocess": shared},
         )
 
+    def do_handle(self, client_socket: Any, address: Any) -> None:
+        """Adds: closes at once what its address has too many of. That spares all that a connection costs."""
+        if self._greedy(str(address[0]) if address else "", 1):
+            self.do_close(client_socket)
+        else:
+            super().do_handle(client_socket, address)
+
+    def _greedy(self, address: str, further: int) -> bool:
+        most = self.limits.max_connections_address
+        return bool(most) and self.of_address[address] + further > most and address not in self.limits.trusted
+
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
         self.of_address[_address(handler)] += 1
-        most = self.limits.max_connections_address
-        greedy = most and self.of_address[_address(handler)] > most and _address(handler) not in self.limits.trusted
+        greedy = self._greedy(_address(handler), 0)  # many were accepted together
         if greedy or (self.stopping.is_set() and not self.draining):  # accepted a moment before
             handler.cut()
         if len(self.connections) > self.max_connections and self.waiting:

@@ -24,16 +24,18 @@ def test_workers_and_foremen_see_no_error_and_attackers_do_not_hold_them_up(tmp_
         service = Service(tmp_path, 2)
         network = Network(service.url, workers=60, foremen=6, batch=10, pace_s=0.5, beat_s=2.0)
         try:
-            compared, errors = under_attack(network, service, 4.0, 1)
+            attack = under_attack(network, service, 4.0, 1)
             assert network.seen.settled > 0
         finally:
             network.close()
             assert service.stop() == 0
-    assert not errors
-    assert set(compared) == {"heartbeat", "lease_tasks", "settle", "CPU a call"}
-    for route, each in compared.items():
-        (calm, _), (attacked, _) = each.calm[0], each.attacked[0]
-        assert attacked < WORST * calm + SLACK_S, route
+    assert not attack.errors
+    assert attack.routes == ["heartbeat", "lease_tasks", "settle"]
+    for calm, attacked in (
+        *(attack.latency(each, 0.5) for each in attack.routes),
+        attack.middle(lambda e: e.cpu_a_call),
+    ):
+        assert attacked < WORST * calm + SLACK_S, attack.told()
     done = run("ledger", "verify", "--data-dir", str(tmp_path / "data"), home=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -26,10 +26,10 @@ from ec262.protocol import messages as m
 from tests.acceptance.conftest import Network
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-JOB = "ab" * 16
+JOB = "6f0e2c9b41d75a8836b1f4d0927ce35a"
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
-PUBLIC = ["/", "/leaderboard", "/join", "/sign-in"]
+PUBLIC = ["/", "/leaderboard", "/join", "/sign-in", "/docs"]
 OWN = ["/account", f"/account/jobs/{JOB}"]
 
 pytestmark = [
@@ -48,9 +48,10 @@ class Site:
     worker_key: str
 
     def report(self, done: int, name: str = "books") -> None:
-        self.client.report_job(
-            JOB, m.JobReport(state="running", name=name, phase="map", tasks_done=done, tasks_total=400, workers=1)
-        )
+        moved = {"bytes_out": 31_000 * done, "bytes_in": 1_900 * done, "credits_spent": 2 * done}
+        counts = {"tasks_done": done, "tasks_total": 400, "workers": 3, "retried": 1, **moved}
+        report = m.JobReport(state="running", name=name, phase="map", seconds_left=95, **counts)
+        self.client.report_job(JOB, report)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from discovery.app import Discovery, create_discovery
-from discovery.limits import BODY_A_REQUEST, BURST_S, Limiter, RateLimited, cost_of
+from discovery.limits import (
+    BODY_A_REQUEST,
+    BURST_S,
+    HELD_S,
+    LONGEST_HELD_S,
+    REFUSALS_A_SECOND,
+    Limiter,
+    RateLimited,
+    cost_of,
+    held_s,
+)
 from discovery.settings import Settings, settings_for
 from ec262.protocol import messages as m
 from tests.conftest import MakeDiscovery
@@ -146,7 +156,7 @@ def test_a_private_network_has_no_limits_and_a_public_one_has() -> None:
 
 @pytest.fixture
 def limited(make_discovery: MakeDiscovery, monkeypatch: pytest.MonkeyPatch) -> Discovery:
-    monkeypatch.setattr("discovery.gate.HELD_S", 0.0)
+    monkeypatch.setattr("discovery.limits.HELD_S", 0.0)
     return make_discovery(account_requests=2, address_requests=3)
 
 
@@ -169,6 +179,22 @@ def test_answers_say_what_is_left_and_refusals_when_to_come_back(limited: Discov
     assert headers["RateLimit"].startswith('"address";r=')
     assert "Retry-After" not in headers
     assert int(refused(caller)["Retry-After"]) >= 1
+
+
+def test_a_flood_over_many_connections_costs_no_more_refusals() -> None:
+    """The attack: each connection that waits for a refusal brings the next request when it comes."""
+    assert held_s(1) == HELD_S
+    assert all(waiting / held_s(waiting) <= REFUSALS_A_SECOND for waiting in range(1, 320))
+    assert held_s(10**6) == LONGEST_HELD_S
+
+
+def test_refusals_that_are_held_do_not_hold_up_the_end(limited: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discovery.limits.HELD_S", 60.0)
+    monkeypatch.setattr("discovery.limits.LONGEST_HELD_S", 60.0)
+    paused: list[float] = []
+    limited.gate.pause = paused.append
+    refused(Caller(limited), "/v1/leaderboard")
+    assert paused == [60.0]
 
 
 def test_guessing_secrets_uses_up_the_guessers_address_and_not_the_account(limited: Discovery) -> None:

@@ -10,7 +10,6 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from discovery import gate
 from discovery.app import Discovery
 from discovery.store.pulse import Reading
 from discovery.web import figures
@@ -286,7 +285,7 @@ def until_refused(ask: Callable[[], TestResponse]) -> TestResponse:
 def test_pages_and_guesses_of_keys_count_against_the_limits_of_requests(
     make_discovery: MakeDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "HELD_S", 0.0)
+    monkeypatch.setattr("discovery.limits.HELD_S", 0.0)
     limited = make_discovery(anonymous_requests=1)
     browser, member = Browser(limited), Browser(limited)
     foreman = Foreman(limited)
