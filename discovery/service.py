@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
             "private)",
         )  # fmt: skip
     made.add_argument(
-        "--proxy", type=_address, action="append", metavar="ADDRESS",
+        "--trusted-proxy", type=_address, action="append", metavar="ADDRESS",
         help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
     )  # fmt: skip
     made.add_argument(
@@ -169,7 +169,7 @@ def _serve(flags: argparse.Namespace) -> int:
         anonymous_requests=flags.anonymous_requests,
         address_connections=flags.address_connections,
         metrics=tuple(flags.metrics) if flags.metrics else None,
-        proxies=tuple(flags.proxy) if flags.proxy else None,
+        proxies=tuple(flags.trusted_proxy) if flags.trusted_proxy else None,
     )
     over: AsyncResult = AsyncResult()
     soon, replaced = Event(), Event()
