@@ -24,7 +24,7 @@ def test_workers_and_foremen_see_no_error_and_attackers_do_not_hold_them_up(tmp_
         service = Service(tmp_path, 2)
         network = Network(service.url, workers=60, foremen=6, batch=10, pace_s=0.5, beat_s=2.0)
         try:
-            attack = under_attack(network, service, 4.0, 1)
+            attack = under_attack(network, service, 3.0, 1)
             assert network.seen.settled > 0
         finally:
             network.close()
