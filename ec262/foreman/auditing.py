@@ -46,7 +46,7 @@ class Auditing:
             answer = self._ask(m.AuditTasks(job_id=self._session.job_id, tasks=ids, closing=close, heard=heard))
             accepted.audited(ids)
             accepted.heard(heard)
-            accepted.recall(answer.recompute)
+            self._session.recall(answer.recompute)
             accepted.unknown(answer.unknown)
             if answer.closed:
                 self._session.closed = True

@@ -110,7 +110,7 @@ class Settling:
             if wrong == OTHER_BYTES:
                 continue  # the dispute says so
             log.warning("worker %s: its result of %s was accepted and paid, but %s", worker_id, describe(task), wrong)
-        session.dissenters.update(liars)
+        session.dissent.wrong(liars)
         task.shunned.update(liars)
         self._pushing.forget_withheld(task)
         again = task.task_id if self._dispute(task, junk) and session.policy.confidence else ""
@@ -164,7 +164,7 @@ class Settling:
         session.purse.balance = settled.balance
         session.accepted.heard(heard)
         if settled.recompute:
-            session.accepted.recall(settled.recompute)
+            session.recall(settled.recompute)
         if settled.clarity < session.answers.clarity:
             self._note_clarity(settled.clarity)
         for worker in settled.workers:
@@ -239,14 +239,14 @@ class Settling:
         session = self._session
         paid = [(key.lease_id, key.worker_id) for verdict in settled.tasks for key in verdict.keys]
         for verdict in settled.tasks:
-            session.dissenters.update(verdict.dissenters)
+            session.dissent.outvoted(verdict.task_id, verdict.dissenters)
         for replica in settled.late:
             session.answers.given += 1
             session.answers.dissents += not replica.paid
             if replica.paid:
                 paid.append((replica.lease_id, replica.worker_id))
             else:
-                session.dissenters.add(replica.worker_id)
+                session.dissent.outvoted(replica.lease_id.partition(".")[0], [replica.worker_id])
                 session.purse.returned(replica.lease_id)
         fresh = [(*pair, price) for pair in paid if (price := session.purse.paid(*pair))]
         if session.journal is not None and fresh:

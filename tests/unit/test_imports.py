@@ -70,8 +70,19 @@ DISCOVERY_ORDER = [
 
 # The job's modules from the bottom to the top: nothing calls back up.
 FOREMAN_ORDER = [
-    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "unsent", "accepted", "journal"),
-    *("session", "auditing", "polling", "pushing", "repeating", "settling", "resuming", "leasing", "watching"),
+    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "unsent", "accepted", "dissent"),
+    *(
+        "journal",
+        "session",
+        "auditing",
+        "polling",
+        "pushing",
+        "repeating",
+        "settling",
+        "resuming",
+        "leasing",
+        "watching",
+    ),
     *("engine", "differences", "sample", "original", "rehearsal"),
 ]
 JOBS_ORDER = ["report", "checkpoint", "sampling", "plan", "driver", "job", "run"]
@@ -86,6 +97,7 @@ PURE = [
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
+    "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
