@@ -43,6 +43,7 @@ MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
 MAX_ARRIVED = 20_000
 """Results that arrive with one bundle of receipts."""
+MAX_REASON = 300
 MAX_CAPABILITIES = 16
 MOST_ASKED = 100
 """Credits a unit that a worker may ask for."""
@@ -390,18 +391,28 @@ class RefusedReceipts(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class Refusal(Message, frozen=True, kw_only=True):
+    """A worker refused a replica, and why: its own words, cut to `MAX_REASON` characters."""
+
+    lease_id: str
+    worker_id: str
+    reason: str
+
+
 class Settled(Message, frozen=True, kw_only=True):
     """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
 
-    `late` tells of receipts shown for tasks that were accepted before and are not among those asked for. `recompute`
-    names accepted tasks of this job that no longer hold, until they are `heard`. `clarity` below 0.5: answers in this
-    job differ as if its program were not deterministic, and its dissents cost nobody reputation.
+    `refusals` tells what refusal receipts shown now say, which the foreman cannot open itself. `late` tells of receipts
+    shown for tasks that were accepted before and are not among those asked for. `recompute` names accepted tasks of
+    this job that no longer hold, until they are `heard`. `clarity` below 0.5: answers in this job differ as if its
+    program were not deterministic, and its dissents cost nobody reputation.
     """
 
     tasks: list[TaskVerdict]
     late: list[LateReplica] = []
     workers: list[AssignedWorker]
     refused_receipts: list[RefusedReceipts]
+    refusals: list[Refusal] = []
     balance: int
     recompute: list[str] = []
     clarity: float = 1.0

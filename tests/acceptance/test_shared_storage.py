@@ -83,7 +83,7 @@ def test_a_storage_that_has_changed_fails_the_job_by_name(
         )
     assert "secret" not in str(caught.value)
     assert str(theirs) not in str(caught.value)
-    assert "two.txt" in str(caught.value)
+    assert "two.txt: not a regular file" in str(caught.value), "the worker says why it refused the task"
     told = worker.log.read_text()
     assert "refused a task" in told
     assert "Traceback" not in told, "it is no fault of the worker"

@@ -9,6 +9,7 @@ import pytest
 
 from discovery.records import TaskRecord
 from discovery.settlement import MOST_RECEIPTS
+from ec262.foreman.payloads import printable
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
@@ -199,6 +200,25 @@ def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
     leased = foreman.lease(5)
     foreman.settle([shirker.receipts(of(shirker, leased), os.urandom(32), Kind.REFUSED)], [])
     assert (foreman.state.balance, scene.escrow(), shirker.caller.state.earned) == (100, 0, 0)
+
+
+def test_attack_a_long_story_of_why_a_task_was_refused(scene: Scene) -> None:
+    """The foreman is told, each time it shows the receipt; of its own replicas alone, and not at any length."""
+    foreman, shirker, other = scene.foreman(), scene.worker(), scene.worker()
+    leased = foreman.lease(8)
+    own, others = of(shirker, leased), of(other, leased)
+    story = "\x1b[2J" + "x" * 100_000
+    listed = [Receipt(lease_id, Kind.REFUSED, bytes(32), [], 0.0, story) for lease_id in (*own, *others)]
+    bundle = ReceiptBundle(shirker.worker_id, shirker.registered.epoch, listed)
+    shown = m.SealedReceipts(
+        worker_id=shirker.worker_id, token=seal_receipts(shirker.registered.worker_key, bundle), arrived={}
+    )
+    for _ in range(2):
+        told = foreman.settle([shown], []).refusals
+        assert [each.lease_id for each in told] == own
+        assert {each.worker_id for each in told} == {shirker.worker_id}
+        assert {len(each.reason) for each in told} == {m.MAX_REASON}
+    assert printable(told[0].reason).isprintable(), "what a foreman shows of it does nothing to a terminal"
 
 
 # --- late ----------------------------------------------------------------------------------------
