@@ -48,6 +48,8 @@ class Auditing:
             accepted.heard(heard)
             self._session.recall(answer.recompute)
             accepted.unknown(answer.unknown)
+            for refund in answer.refunded:
+                self._session.purse.reclaimed(refund.worker_id, refund.amount)
             if answer.closed:
                 self._session.closed = True
                 if self._session.journal is not None:

@@ -427,16 +427,24 @@ class AuditTasks(Message, frozen=True, kw_only=True):
     heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
+class Refund(Message, frozen=True, kw_only=True):
+    """Pay of a worker that was convicted, and went back."""
+
+    worker_id: str
+    amount: int
+
+
 class Audited(Message, frozen=True, kw_only=True):
     """Tasks to compute again: those that no longer hold, and those of which nothing is `unknown` here.
 
     `closed`: the job is over, and discovery forgets what its results rested on. It is not closed while anything is to
-    be computed again.
+    be computed again. `refunded`: all that went back to the job's account so far because workers were convicted.
     """
 
     recompute: list[str]
     unknown: list[str]
     closed: bool = False
+    refunded: list[Refund] = []
 
 
 class ShownToken(Message, frozen=True, kw_only=True):

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
     *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching"),
-    *("changes", "payments", "beliefs", "tasks"),
+    *("changes", "payments", "beliefs", "reclaiming", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
@@ -95,7 +95,7 @@ PURE = [
     *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
-    *("discovery.changes", "discovery.payments", "discovery.beliefs"),
+    *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
