@@ -49,6 +49,8 @@ def make_discovery(redis_url: str, tmp_path: Path) -> Iterator[MakeDiscovery]:
     yield make
     for discovery in made:
         assert verify(discovery.store).faults == []
+        in_flight = sum(discovery.store.balances()[1].values())
+        assert discovery.store.pulse.read().escrow == in_flight, "what people see is what there is"
         discovery.store.close()
     client.close()
 
