@@ -11,7 +11,7 @@ from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
-from discovery.store.answers import Conflict
+from discovery.store.answers import Conflict, Told
 from discovery.store.reputations import Job
 from discovery.store.store import Store
 from discovery.trust import Trust, further
@@ -78,16 +78,11 @@ class Settlement:
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
+        workers = list(dict.fromkeys(bundle.worker_id for bundle in asked.receipts))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
-            now_ms, found = self._store.load(list(task_ids))
-            records = {
-                task_id: record
-                for task_id, record in found.items()
-                if record.account_id == account_id and record.job_id == asked.job_id
-            }
-            view = self._trust.views(records.values()).get(job) or self._trust.view(job)
+            now_ms, records, view = self._trust.load(job, list(task_ids), workers)
             before = fingerprints(records)
             changes = Changes()
             bad = {key: list(leases) for key, leases in refused.items()}
@@ -107,14 +102,17 @@ class Settlement:
                 added |= self._repeat(records, again, known, decide, added)
             note_changed(records, before, self._terms, changes)
             try:
+                told = None
                 if changes.tasks:
-                    self._store.commit(changes, now_ms, self._terms, needs=_needs(account_id, changes))
+                    needs = _needs(account_id, changes)
+                    told = self._store.commit(changes, now_ms, self._terms, needs=needs, tell=job)
             except Conflict:
                 continue
             self._trust.hush(job, view)
             if changes.accuses:
                 self._trust.review()
-            return self._answer(job, decide, records, added, _refused(bad), _late(shown, records, decide), view)
+            told = told or self._store.tell(job)
+            return self._answer(job, decide, records, added, _refused(bad), _late(shown, records, decide), view, told)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
@@ -266,12 +264,14 @@ class Settlement:
         """Leases tasks to as many further workers as they want and there are."""
         added: dict[str, list[tuple[int, WorkerRecord]]] = {}
         named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
-        past = self._store.workers(sorted(named))
+        kinds = {_kind(record): record for record, _ in extend}
+        past, samples = self._leasing.drawn(sorted(named), list(kinds.values()))
+        drawn = dict(zip(kinds, samples, strict=True))
         markets: dict[tuple[object, ...], Market] = {}
         for record, count in extend:
-            kind = (record.worker_class, record.offer, *record.capabilities)
+            kind = _kind(record)
             if kind not in markets:
-                markets[kind] = self._leasing.market(record, past)
+                markets[kind] = self._leasing.market(record, past, drawn[kind])
                 noted = changes.jobs.get((record.account_id, record.job_id))
                 for worker_id in noted.undelivered if noted is not None else ():
                     markets[kind].workers.pop(worker_id, None)
@@ -333,6 +333,7 @@ class Settlement:
         refused: list[m.RefusedReceipts],
         late: list[m.LateReplica],
         view: View,
+        told: Told,
     ) -> m.Settled:
         verdicts = []
         leases = []
@@ -368,10 +369,15 @@ class Settlement:
             workers=self._leasing.assigned_workers(*job, leases, workers),
             late=late,
             refused_receipts=refused,
-            balance=self._store.accounts.record(job[0]).balance,
-            recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
+            balance=told.balance,
+            recompute=told.recompute,
             clarity=clarity(view.noise),
         )
+
+
+def _kind(record: TaskRecord) -> tuple[object, ...]:
+    """What tasks share that the same workers can have."""
+    return (record.worker_class, record.offer, *record.capabilities)
 
 
 def _refused(bad: Refusals) -> list[m.RefusedReceipts]:

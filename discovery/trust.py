@@ -18,7 +18,7 @@ from discovery.keyring import Keyring
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
-from discovery.store.reputations import Job, Suspect
+from discovery.store.reputations import Job, Known, Suspect
 from discovery.store.store import Store
 from discovery.tasks import fall_due
 from ec262.errors import ProblemError
@@ -39,13 +39,29 @@ class Trust:
         self._store = store
         self._settings = settings
         self._secret = keys.spot_check_key(keyring.master)
+        self._networks_count = "address" in settings.distinct
         self.terms = terms_of(settings)
 
     def view(self, job: Job, worker_ids: Iterable[str] = (), sample: Sequence[WorkerRecord] = ()) -> View:
         """What a job's foreman knows of workers now."""
-        known = self._store.reputations.known(
-            job, list(worker_ids), sample, networks_count="address" in self._settings.distinct
+        return self._view(
+            self._store.reputations.known(job, list(worker_ids), sample, networks_count=self._networks_count)
         )
+
+    def load(
+        self, job: Job, task_ids: Sequence[str], worker_ids: Sequence[str]
+    ) -> tuple[int, dict[str, TaskRecord], View]:
+        """Redis' time in ms, those of the tasks that are the job's, and its view of all who had or answered them.
+
+        Args:
+            worker_ids: who probably had them: what is known of these is asked for with the tasks.
+        """
+        now_ms, found, known = self._store.load_known(task_ids, job, worker_ids, networks_count=self._networks_count)
+        records = {task_id: task for task_id, task in found.items() if (task.account_id, task.job_id) == job}
+        had = {replica.worker_id for task in records.values() for replica in (*task.heard, *task.replicas)}
+        return now_ms, records, self._view(known) if had <= known.standings.keys() else self.view(job, had)
+
+    def _view(self, known: Known) -> View:
         parted = frozenset(account for account, fees in known.held.items() if fees >= self.terms.hold_cap)
         return View(
             party=known.party,

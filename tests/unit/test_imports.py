@@ -62,8 +62,8 @@ DISCOVERY_ORDER = [
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.answers"),
-    *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "condition", "changing"),
-    *("keyring", "ledger", "operator", "leaderboard"),
+    *("store.reading", "store.reputations", "store.accounts", "store.books", "store.store", "archive.mover"),
+    *("condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
     *("app", "upkeep", "service", "__main__"),
 ]
