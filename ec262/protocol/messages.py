@@ -50,8 +50,8 @@ EXECUTOR = "executor:"
 """How the capability of a worker begins that computes with a program of its own, and cannot run Python programs."""
 
 
-class Message(msgspec.Struct, frozen=True):
-    """What all bodies have in common."""
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What all bodies have in common. None refers to itself: so the garbage collector need not look through them."""
 
 
 # --- discovery: accounts and books ---------------------------------------------------------------
