@@ -198,10 +198,10 @@ class Settlement:
                 break
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
+                worker_id, epoch, arrived = bundle.worker_id, bundle.epoch, item.arrived
                 shown += [
                     _Shown(
-                        *(position, bundle.worker_id, bundle.epoch, receipt),
-                        None if by_worker else item.arrived.get(receipt.lease_id, b""),
+                        position, worker_id, epoch, receipt, None if by_worker else arrived.get(receipt.lease_id, b"")
                     )
                     for receipt in bundle.receipts
                 ]
@@ -235,9 +235,9 @@ class Settlement:
         return undelivered
 
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
+        number, epoch, receipt = item.number, item.epoch, item.receipt
         return rules.record_receipt(
-            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes),
-            item.arrived,
+            record, number, item.worker_id, epoch, receipt, now_ms, self._terms, view, changes, item.arrived
         )
 
     def _decide(

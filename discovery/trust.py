@@ -58,7 +58,8 @@ class Trust:
         """
         now_ms, found, known = self._store.load_known(task_ids, job, worker_ids, networks_count=self._networks_count)
         records = {task_id: task for task_id, task in found.items() if (task.account_id, task.job_id) == job}
-        had = {replica.worker_id for task in records.values() for replica in (*task.heard, *task.replicas)}
+        had = {replica.worker_id for task in records.values() for replica in task.replicas}
+        had.update(replica.worker_id for task in records.values() if task.heard for replica in task.heard)
         return now_ms, records, self._view(known) if had <= known.standings.keys() else self.view(job, had)
 
     def _view(self, known: Known) -> View:

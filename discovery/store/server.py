@@ -49,8 +49,8 @@ _FULL_BYTES = 64 * 1024
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _DATA = ("appendonlydir", "appendonly.aof")  # since Redis 7, and before
 _MALLOC = "glibc.malloc.tcache_count=4000"
-"""A commit takes and frees thousands of small pieces of memory at once. glibc keeps 7 of each size at hand by itself, and
-what is done beyond that took a seventh of the server's time. Other C libraries do not read it."""
+"""A commit takes and frees thousands of small pieces of memory at once. glibc by itself keeps 7 of each size at hand:
+what that led to took a seventh of the server's time. Other C libraries do not read this."""
 _EXIT = re.compile(rb"exit (-?\d+)\n")
 
 # Tests turn it off to run the guard on Linux as well.

@@ -261,8 +261,7 @@ class Store:
                 blobs += b"%08d" % record.version
                 _encoder.encode_into(record, blobs, -1)
             sizes.append(len(blobs) - start)
-        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
-        entry = encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""
+        entry = encode_entry(changes.moves, whats_of(changes.moves, _jobs(changes))) if changes.moves else b""
         decided = _pack(
             {
                 "tasks": (ids, versions, dues, sizes),
@@ -357,6 +356,13 @@ class Store:
 
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
+
+
+def _jobs(changes: Changes) -> dict[str, str]:
+    """The job of each task; of one of them, where all are of one."""
+    names = {record.job_id for record, _, _ in changes.tasks}
+    few = changes.tasks[:1] if len(names) == 1 else changes.tasks
+    return {record.task_id: record.job_id for record, _, _ in few}
 
 
 def _share(changes: Changes, worker_id: str) -> int:
