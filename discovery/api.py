@@ -116,13 +116,13 @@ class Api:
 
     def heartbeat(self, account_id: str, worker_id: str, body: m.Heartbeat) -> m.Message:
         """POST /v1/workers/<id>/heartbeats"""
-        beat = self._registry.heartbeat(account_id, worker_id, body.boot_id)
+        beat = self._registry.heartbeat(account_id, self._caller(), worker_id, body)
         if beat is None:
             raise _unknown_worker()
         if body.receipts or body.unseen:
             self._settlement.show(worker_id, body.receipts)
             self._settlement.release(worker_id, body.unseen)
-            beat = self._registry.heartbeat(account_id, worker_id, body.boot_id) or beat
+            beat = self._registry.heartbeat(account_id, self._caller(), worker_id, body) or beat
         return m.HeartbeatAnswer(
             server_time_s=beat.now_ms / 1000, open_leases=beat.open_leases, earned=beat.earned, balance=beat.balance
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
-from discovery.matching import assign, newcomers_of
+from discovery.matching import assign, newcomers_of, serves
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
@@ -95,7 +95,8 @@ class Leasing:
                 return self._repeat(account_id, wanted, before, digests, sample)
             view = self._trust.view(job, sample=sample.workers)
             budget = sample.balance - view.unvested
-            fit = self._fit(sample.workers, account_id, view, trusting=not policy.confidence)
+            longest_s = max(task.cpu_limit_s for task in wanted.tasks)
+            fit = self._fit(sample.workers, job, longest_s, view, trusting=not policy.confidence)
             least = units * replicas * min((worker.ask for worker in fit), default=1)
             if budget < least:
                 raise ProblemError(
@@ -140,7 +141,10 @@ class Leasing:
         view = self._trust.view((task.account_id, task.job_id), past, sample.workers)
         fit = {
             worker.worker_id: worker
-            for worker in self._fit(sample.workers, task.account_id, view, trusting=not task.confidence)
+            for worker in self._fit(
+                *(sample.workers, (task.account_id, task.job_id), task.cpu_limit_s, view),
+                trusting=not task.confidence,
+            )
         }
         return Market(
             now_ms=sample.now_ms,
@@ -243,7 +247,7 @@ class Leasing:
         assigned = []
         for (worker_id, epoch), listed in tickets.items():
             worker = workers[worker_id]
-            bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed)
+            bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed, account_id)
             assigned.append(
                 m.AssignedWorker(
                     worker_id=worker_id,
@@ -392,8 +396,15 @@ class Leasing:
             balance=balance,
         )
 
-    def _fit(self, workers: list[WorkerRecord], account_id: str, view: View, *, trusting: bool) -> list[WorkerRecord]:
-        """Workers that may serve an account. `trusting`: a quorum decides, whatever is known of those who answer."""
+    def _fit(
+        self, workers: list[WorkerRecord], job: Job, cpu_limit_s: float, view: View, *, trusting: bool
+    ) -> list[WorkerRecord]:
+        """Workers that may, and want to, serve a job with tasks of up to `cpu_limit_s`.
+
+        `trusting`: a quorum decides, whatever is known of those who answer.
+        """
+        account_id, job_id = job
+        workers = [worker for worker in workers if not worker.terms or serves(worker, account_id, job_id, cpu_limit_s)]
         if not self._settings.own_workers:
             workers = [worker for worker in workers if worker.account_id != account_id]
         if trusting:

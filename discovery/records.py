@@ -116,6 +116,7 @@ class WorkerRecord:
         ask: credits that it wants for a unit of the price.
         platform: family of its processor; empty: it did not say.
         banned, auditor: of its account.
+        terms: whom it serves, as JSON of `messages.WorkerTerms`; empty: everybody, with anything.
     """
 
     worker_id: str
@@ -135,6 +136,7 @@ class WorkerRecord:
     platform: str = ""
     banned: bool = False
     auditor: bool = False
+    terms: str = ""
 
     @property
     def free(self) -> int:

@@ -8,6 +8,8 @@ import secrets
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from discovery.addresses import origins
 from discovery.admission import IDS_A_WORKER, NOT_ADMITTED, Origin, invitation_id, limits_of, shown_name
 from discovery.keyring import Keyring
@@ -18,6 +20,7 @@ from discovery.store.store import Beat, Most, NotAdmitted, Registered, Store
 from ec262.errors import ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
+from ec262.protocol.terms import ANYBODY
 
 KEY_VERSION = 1
 """Version of worker keys; a future rotation counts it up."""
@@ -121,6 +124,8 @@ class Registry:
                 layers=wanted.layers,
                 ask=wanted.ask,
                 platform=wanted.platform,
+                terms="" if wanted.terms == ANYBODY else msgspec.json.encode(wanted.terms).decode(),
+                willing=wanted.willing,
                 near=origins(address)[1],
                 most=Most(most, most * IDS_A_WORKER, self._settings.neighbourhood_workers),
             )
@@ -139,9 +144,12 @@ class Registry:
             server_time_s=done.now_ms / 1000,
         )
 
-    def heartbeat(self, account_id: str, worker_id: str, boot_id: str) -> Beat | None:
-        """Prolongs a registration; None: register again."""
-        return self._store.heartbeat(worker_id, account_id, boot_id, int(self._settings.ttl_s * 1000))
+    def heartbeat(self, account_id: str, address: str, worker_id: str, wanted: m.Heartbeat) -> Beat | None:
+        """Prolongs a registration; None: register again, for there is none, or it is at another address now."""
+        ttl_ms = int(self._settings.ttl_s * 1000)
+        return self._store.heartbeat(
+            worker_id, account_id, wanted.boot_id, ttl_ms, willing=wanted.willing, address=address
+        )
 
     def leave(self, account_id: str, worker_id: str) -> bool:
         """Takes a worker out of the pool; False: not registered."""

@@ -86,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
         "--proxy", type=_address, action="append", metavar="ADDRESS",
         help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
     )  # fmt: skip
+    made.add_argument(
+        "--heartbeat", type=_interval, metavar="SECONDS",
+        help="how often workers are told to say that they are alive; one that is silent for three times as long leaves "
+        "the pool (default: 20)",
+    )  # fmt: skip
     made.add_argument("-v", "--verbose", action="store_true", help="log every request")
     made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
@@ -122,6 +127,8 @@ def _serve(flags: argparse.Namespace) -> int:
         account_workers=flags.account_workers,
         neighbourhood_workers=flags.neighbourhood_workers,
         proxies=tuple(flags.proxy) if flags.proxy else None,
+        heartbeat_s=flags.heartbeat,
+        ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
     over = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,6 +175,16 @@ def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a number, 0 or more")
     return int(text)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a number of seconds from 0.05 to 3600")
+    return seconds
 
 
 def _address(text: str) -> str:

@@ -27,7 +27,7 @@ _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
 _WORKER = [
     *("account", "address", "port", "slots", "epoch", "used", "capacity", "verified", "doubts", "words", "accusers"),
-    *("share", "ask", "platform", "banned", "auditor"),
+    *("share", "ask", "platform", "banned", "auditor", "terms"),
 ]
 """Fields of a worker; sample.lua names the same in the same order."""
 _records = msgspec.msgpack.Decoder(TaskRecord)
@@ -160,11 +160,15 @@ class Store:
         platform: str = "",
         near: str = "",
         most: Most = Most(),
+        terms: str = "",
+        willing: bool = True,
     ) -> Registered:
         """Puts a worker in the pool.
 
         Args:
             near: the neighbourhood of its address that `most` counts in.
+            terms: `WorkerRecord.terms`.
+            willing: False: it is alive, and in no pool until a heartbeat says otherwise.
 
         Raises:
             NotAdmitted: it may not enter; nothing was changed.
@@ -174,14 +178,17 @@ class Store:
             *(worker_id, account_id, address, port, slots, capacity, boot_id, worker_class, ttl_ms, ",".join(layers)),
             *(" ".join(pools_of(capabilities, platform)), ask, platform, near),
             *(most.account, most.ids, most.neighbourhood),
+            *(terms, "" if willing else "1"),
         )
         if answer[0] != b"ok":
             raise NotAdmitted(answer[0].decode())
         return Registered(answer[1], answer[2], [lease.decode() for lease in answer[3:]])
 
-    def heartbeat(self, worker_id: str, account_id: str, boot_id: str, ttl_ms: int) -> Beat | None:
-        """Prolongs a registration; None: not registered, and nothing was made."""
-        answer = self._run("heartbeat", worker_id, account_id, boot_id, ttl_ms)
+    def heartbeat(
+        self, worker_id: str, account_id: str, boot_id: str, ttl_ms: int, *, willing: bool = True, address: str = ""
+    ) -> Beat | None:
+        """Prolongs a registration; None: not registered (at this address, if one is given), and nothing was changed."""
+        answer = self._run("heartbeat", worker_id, account_id, boot_id, ttl_ms, "" if willing else "1", address)
         if answer[0] != b"ok":
             return None
         return Beat(answer[1], answer[2], answer[3], answer[4], [lease.decode() for lease in answer[5:]])
@@ -408,7 +415,7 @@ def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: 
 
 def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
     """A worker from the fields that `_WORKER` names; what it does not have is false, or None."""
-    account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor = fields
+    account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor, terms = fields
     verified, doubts, words, accusers = known
     return WorkerRecord(
         worker_id=worker_id,
@@ -428,6 +435,7 @@ def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
         platform=platform or "",
         banned=bool(banned),
         auditor=bool(auditor),
+        terms=terms or "",
     )
 
 

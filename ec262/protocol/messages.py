@@ -42,6 +42,8 @@ Platform = Annotated[
 MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
 MAX_CAPABILITIES = 16
+MAX_NAMED = 16
+"""Accounts, and jobs, that a worker allows, and that it denies: discovery looks at them for each lease."""
 MOST_ASKED = 100
 """Credits a unit that a worker may ask for."""
 EXECUTOR = "executor:"
@@ -142,13 +144,27 @@ class Health(Message, frozen=True, kw_only=True):
 # --- discovery: workers --------------------------------------------------------------------------
 
 
+class WorkerTerms(Message, frozen=True, kw_only=True):
+    """Whom a worker serves, and with what at most (`terms.objection`). Where nothing is said: everybody, with anything.
+
+    `max_task_cpu_s` of 0 is no limit. Where accounts or jobs are allowed, nobody else is served.
+    """
+
+    max_task_cpu_s: Annotated[float, Meta(ge=0, le=86_400.0)] = 0.0
+    allow_accounts: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    deny_accounts: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    allow_jobs: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    deny_jobs: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+
+
 class RegisterWorker(Message, frozen=True, kw_only=True):
     """A worker enters the pool.
 
     The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
     seen for this worker starts a new epoch: what it held before is taken from it. A worker with an ``executor:NAME``
     capability is given only tasks that require it; other capabilities do not keep ordinary tasks away. `ask` is what it
-    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much.
+    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much. Who is not
+    `willing` is registered and given no tasks, until a heartbeat says otherwise.
     """
 
     worker_id: Id
@@ -161,6 +177,8 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
     ask: Annotated[int, Meta(ge=1, le=MOST_ASKED)] = 1
     platform: Platform = ""
+    terms: WorkerTerms = WorkerTerms()
+    willing: bool = True
 
 
 class WorkerRegistered(Message, frozen=True, kw_only=True):
@@ -176,9 +194,13 @@ class WorkerRegistered(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """A worker is alive; it shows receipts of leases that nobody settled, and names open leases nobody pushed to it."""
+    """A worker is alive; it shows receipts of leases that nobody settled, and names open leases nobody pushed to it.
+
+    Who is not `willing` is given no further tasks until it is again. What it holds stays its own.
+    """
 
     boot_id: Id
+    willing: bool = True
     receipts: Annotated[list[Token], Meta(max_length=16)] = []
     unseen: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 

@@ -85,6 +85,7 @@ PURE = [
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
+    *("ec262.protocol.terms", "ec262.worker.terms"),
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}
 

@@ -9,7 +9,7 @@
 --   {ec}:account:<id>         hash: counters escrow, earned, spent; unvested (part of the balance that may not be spent yet)
 --   {ec}:vesting              sorted set: times (s, tens) at which pay vests; {ec}:vesting:<time>  hash: account -> credits
 --   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote);
---                             share (it is given one in so many of its capacity);
+--                             share (it is given one in so many of its capacity); away (it wants no leases now);
 --                             verified, doubts, words, accusers: what all foremen share of their tallies (see learn)
 --   {ec}:worker:<id>:leases   set: leases that take its slots
 --   {ec}:trust:<party>        hash: <worker>:v, :d, :w -> one foreman's own tally of a worker
@@ -93,9 +93,9 @@ for _, v in ipairs(c.vesting) do
   end
 end
 for _, t in ipairs(c.takes) do
-  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share')
+  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'away')
   local expires = redis.call('ZSCORE', P .. 'alive', t[1])
-  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2]
+  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2] or w[5]
       or tonumber(w[2]) + #t[3] > room(w[3], w[4]) then
     return {'worker', t[1]}
   end
@@ -184,7 +184,7 @@ end
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'away')
   if f[3] > 0 and w[4] then
     redis.call('HDEL', key, 'share')
     w[4] = nil
@@ -196,7 +196,7 @@ for _, f in ipairs(c.frees) do
     local used = redis.call('HINCRBY', key, 'used', -freed)
     if used >= room(w[1], w[4]) then
       if f[3] < 0 then for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end end
-    elseif redis.call('ZSCORE', P .. 'alive', f[1]) then
+    elseif not w[5] and redis.call('ZSCORE', P .. 'alive', f[1]) then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end

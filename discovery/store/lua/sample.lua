@@ -56,7 +56,7 @@ for _, id in ipairs(drawn) do
   if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now then
     answer[#answer + 1] = id
     answer[#answer + 1] = redis.call('HMGET', P .. 'worker:' .. id, 'account', 'address', 'port', 'slots', 'epoch', 'used',
-      'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor')
+      'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor', 'terms')
   end
 end
 return cmsgpack.pack(answer)
