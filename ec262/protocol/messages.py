@@ -163,8 +163,8 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
     seen for this worker starts a new epoch: what it held before is taken from it. A worker with an ``executor:NAME``
     capability is given only tasks that require it; other capabilities do not keep ordinary tasks away. `ask` is what it
-    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much. Who is not
-    `willing` is registered and given no tasks, until a heartbeat says otherwise.
+    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much. Who is
+    not `willing` is registered and given no tasks, until a heartbeat says otherwise.
     """
 
     worker_id: Id

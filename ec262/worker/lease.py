@@ -22,7 +22,9 @@ from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import EC262Error, NetworkError, ProblemError, Unauthorized
 from ec262.protocol import messages as m
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
+from ec262.protocol.terms import ANYBODY
 from ec262.worker.events import EVENT, shown
+from ec262.worker.sensors import suspended_s
 from ec262.worker.unsettled import UnsettledReceipts
 
 log = logging.getLogger("ec262.worker")
@@ -47,16 +49,18 @@ def platform_family(machine: str) -> str:
 class DiscoveryClock:
     """Discovery's clock as seen from here: the monotonic clock and an offset, learnt from answers."""
 
-    def __init__(self) -> None:
-        self._offset_s = time.time() - time.monotonic()
+    def __init__(self, suspended_s: Callable[[], float] = suspended_s) -> None:
+        # The monotonic clock stands still while the machine is suspended; discovery's does not.
+        self._suspended_s = suspended_s
+        self._offset_s = time.time() - time.monotonic() - suspended_s()
 
     def now_s(self) -> float:
         """Seconds since the epoch at discovery."""
-        return time.monotonic() + self._offset_s
+        return time.monotonic() + self._suspended_s() + self._offset_s
 
     def learn(self, server_time_s: float, asked_s: float, answered_s: float) -> None:
         """Discovery said its time between two moments of ``time.monotonic``; the middle is the best guess."""
-        self._offset_s = server_time_s - (asked_s + answered_s) / 2
+        self._offset_s = server_time_s - (asked_s + answered_s) / 2 - self._suspended_s()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Registration:
             registers again.
         earned: credits of this worker in all, as discovery last said.
         earned_at_start: the same when it first said so; negative before.
+        is_registered: False: it registers (again) with the next call.
     """
 
     def __init__(
@@ -124,7 +129,10 @@ class Registration:
         self._keeper: gevent.Greenlet | None = None
         self._down_since_s = 0.0
         self._asked_s = float("-inf")
-        self._registered = False
+        self._answered_s = time.monotonic()
+        self._willing = True
+        self._terms = ANYBODY
+        self.is_registered = False
         self.standing: Standing | None = None
         self.earned = 0
         self.earned_at_start = -1
@@ -170,6 +178,32 @@ class Registration:
             self._keeper.kill()
             self._keeper = None
 
+    @property
+    def is_down(self) -> bool:
+        """Whether discovery did not answer when it was last asked."""
+        return bool(self._down_since_s)
+
+    @property
+    def silent_s(self) -> float:
+        """Since discovery last answered, or since the start; the time the machine was suspended does not count."""
+        return time.monotonic() - self._answered_s
+
+    def set_willing(self, willing: bool) -> None:
+        """Whether this worker wants leases; discovery is told of a change at once."""
+        if willing != self._willing:
+            self._willing = willing
+            self.hurry()
+
+    def set_terms(self, terms: m.WorkerTerms) -> None:
+        """Whom this worker serves; where it is registered already, it registers again."""
+        self._terms = terms
+        self.is_registered = False
+        self.hurry()
+
+    def hurry(self) -> None:
+        """The next heartbeat is due now."""
+        self._wake.set()
+
     def account_state(self) -> m.AccountState | None:
         """What the worker's account has; None: discovery does not answer."""
         try:
@@ -187,7 +221,7 @@ class Registration:
     def _keep(self) -> None:
         pause_s = self._settings.retry_s
         while True:
-            standing = self.standing if self._registered else None
+            standing = self.standing if self.is_registered else None
             if standing is not None and self.earned_at_start >= 0:
                 self._wake.wait(standing.heartbeat_s if not self._down_since_s else pause_s)
                 self._wake.clear()
@@ -202,11 +236,11 @@ class Registration:
             except Unauthorized as reason:
                 self._unreachable(reason)
                 self._renounce_account()
-                self._registered = False
+                self.is_registered = False
             except ProblemError as reason:
                 if reason.code == "unknown-worker":
                     log.log(EVENT, "discovery has forgotten this worker: registering again")
-                    self._registered = False
+                    self.is_registered = False
                     continue
                 self._unreachable(reason)
             except EC262Error as reason:
@@ -214,7 +248,7 @@ class Registration:
             except Exception:
                 log.exception("a fault of the worker in a heartbeat")
                 self._unreachable(EC262Error("a fault"))
-            if not self._registered:
+            if not self.is_registered:
                 gevent.sleep(pause_s)
             pause_s = min(pause_s * 2, self._settings.retry_max_s)
 
@@ -226,9 +260,9 @@ class Registration:
             for bundle in bundles
         ]
         unseen = [lease_id for lease_id in self._open if not self._was_pushed(lease_id)][: m.MAX_TASKS_A_REQUEST]
-        heartbeat = m.Heartbeat(boot_id=self._boot_id, receipts=tokens, unseen=unseen)
+        heartbeat = m.Heartbeat(boot_id=self._boot_id, willing=self._willing, receipts=tokens, unseen=unseen)
         answer = self._client.heartbeat(standing.worker_id, heartbeat)
-        answered_s = time.monotonic()
+        answered_s = self._answered_s = time.monotonic()
         if not bundles:  # recording receipts takes discovery a while, and then its time is not the middle's
             self._clock.learn(answer.server_time_s, asked_s, answered_s)
         else:
@@ -262,6 +296,8 @@ class Registration:
             capabilities=list(self._offer.capabilities),
             ask=self._settings.min_price,
             platform=platform_family(platform.machine()),
+            terms=self._terms,
+            willing=self._willing,
         )
         asked_s = time.monotonic()
         try:
@@ -276,7 +312,8 @@ class Registration:
             renew = self._credentials.renew_worker_id
             self._worker_id = renew(url, account.account_id, port) if port else new_worker_id()
             answer = self._client.register_worker(msgspec.structs.replace(body, worker_id=self._worker_id))
-        self._clock.learn(answer.server_time_s, asked_s, time.monotonic())
+        self._answered_s = time.monotonic()
+        self._clock.learn(answer.server_time_s, asked_s, self._answered_s)
         before = self.standing
         self.standing = Standing(
             worker_id=answer.worker_id,
@@ -285,7 +322,7 @@ class Registration:
             capacity=answer.capacity,
             heartbeat_s=answer.heartbeat_s,
         )
-        self._registered = True
+        self.is_registered = body.terms == self._terms  # which may have changed meanwhile
         if before is not None and (before.worker_key, before.epoch) != (answer.worker_key, answer.epoch):
             self._unsettled.clear()
             self._open = []

@@ -54,6 +54,7 @@ class Api:
 
     Args:
         now_s: discovery's clock.
+        give_back_unwanted: called with the job of each push that brought something.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Api:
         registration: Registration,
         runner: Runner,
         now_s: Callable[[], float],
+        give_back_unwanted: Callable[[HeldJob], None] = lambda _: None,
     ) -> None:
+        self._give_back_unwanted = give_back_unwanted
         self._settings = settings
         self._holdings = holdings
         self._unsettled = unsettled
@@ -97,6 +100,7 @@ class Api:
         push = m.decode(m.PushTasks, content, media)
         pushed = self._holdings.take(bundle, tickets, push, capacity=standing.capacity, now_s=self._now_s())
         if pushed.taken:
+            self._give_back_unwanted(self._holdings.jobs[bundle.job_id, bundle.poll_key])
             self._runner.wake()
             if log.isEnabledFor(EVENT):
                 log.log(EVENT, "took %d task%s of job %s", pushed.taken, "s" * (pushed.taken > 1), bundle.job_id[:8])
@@ -131,7 +135,7 @@ class Api:
     def cancel_job(self, job_id: str) -> m.Message:
         """DELETE /v1/jobs/<job>"""
         job = self._authenticated_job(job_id, "DELETE")
-        receipts = self._holdings.cancel(job)
+        receipts = self._holdings.refuse(job, lambda _: "cancelled")
         now_s = time.monotonic()
         for receipt in receipts:
             self._unsettled.keep(receipt, now_s)

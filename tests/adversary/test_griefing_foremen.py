@@ -109,7 +109,8 @@ def test_attack_leasing_and_never_pushing(make_scene: MakeScene) -> None:
     path, unseen = f"/v1/workers/{worker.worker_id}/heartbeats", of(worker, leased)
     body = m.Heartbeat(boot_id=worker.boot_id, unseen=unseen)
     assert len(worker.caller.call("POST", path, m.HeartbeatAnswer, body).open_leases) == 32, "it may still be pushed"
-    later = At(make_scene(prefetch=4, hold_s=0.0).discovery, account=worker.caller.account)
+    here = worker.caller._client.environ_base["REMOTE_ADDR"]
+    later = At(make_scene(prefetch=4, hold_s=0.0).discovery, here, account=worker.caller.account)
     assert later.call("POST", path, m.HeartbeatAnswer, body).open_leases == []
     assert len(other.lease(32).tasks) == 32
     assert scene.name(worker) == before
