@@ -159,12 +159,27 @@ class Leasing:
     ) -> list[tuple[int, WorkerRecord]]:
         """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
 
-        A worker whose replica merely expired may have it again: it gave no answer that could count twice.
+        A worker whose replica merely expired may have it again: it gave no answer that could count twice. So may one
+        that refused it, but only where nobody else is left: it may have been paused then, and be willing now.
         """
+        return self._extend(task, replicas, market, past, (ReplicaState.EXPIRED,), changes) or self._extend(
+            *(task, replicas, market, past, (ReplicaState.EXPIRED, ReplicaState.REFUSED), changes)
+        )
+
+    def _extend(
+        self,
+        task: TaskRecord,
+        replicas: int,
+        market: Market,
+        past: dict[str, WorkerRecord],
+        again: Collection[ReplicaState],
+        changes: Changes,
+    ) -> list[tuple[int, WorkerRecord]]:
+        """As `extend`; workers whose replica is in one of the states `again` may have the task again."""
         had = [
             past[replica.worker_id]
             for replica in (*task.heard, *task.replicas)
-            if replica.state is not ReplicaState.EXPIRED and replica.worker_id in past
+            if replica.state not in again and replica.worker_id in past
         ]
         for count in range(replicas, 0, -1):
             fit: Collection[WorkerRecord] = market.workers.values()

@@ -267,11 +267,13 @@ def test_who_is_away_is_in_no_pool_and_in_no_count_and_returns_whole(
 
     def groups() -> dict[bytes, object]:
         found: dict[bytes, object] = {}
-        for kind, read in (("pool", client.smembers), ("have", client.zrange), ("class", client.hgetall)):
+        for key in client.scan_iter("{ec}:pool:*"):
+            found[key] = client.smembers(key)
+        for key in client.scan_iter("{ec}:have:*"):
+            found[key] = client.zrange(key, 0, -1)
+        for kind in ("class", "asks"):
             for key in client.scan_iter(f"{{ec}}:{kind}:*"):
-                found[key] = read(key, 0, -1) if kind == "have" else read(key)
-        for key in client.scan_iter("{ec}:asks:*"):
-            found[key] = client.hgetall(key)
+                found[key] = client.hgetall(key)
         return found
 
     settings = replace(SETTINGS, min_price=3, data_dirs=(("books", str(tmp_path / "books")),))
@@ -311,12 +313,13 @@ def test_only_those_are_served_whom_its_owner_wants(
 ) -> None:
     job_id, somebody = uuid.uuid4().hex, uuid.uuid4().hex
     this = foreman.account_id if kind == "accounts" else job_id
-    for terms, served in (
+    cases: tuple[tuple[dict[str, Any], bool], ...] = (
         ({f"deny_{kind}": (this,)}, False),
         ({f"deny_{kind}": (somebody,)}, True),
         ({f"allow_{kind}": (this,)}, True),
         ({f"allow_{kind}": (somebody,)}, False),
-    ):
+    )
+    for terms, served in cases:
         with at_work(server.url, tmp_path, replace(SETTINGS, **terms)):
             assert is_leased_to(foreman, job_id=job_id) is served, terms
 
@@ -343,12 +346,13 @@ def test_terms_that_change_while_it_works_reach_discovery(
 
 def test_attack_a_foreman_pushes_what_the_owner_does_not_want(tmp_path: Path) -> None:
     """Leases from before the owner said no, or from a discovery that does not ask: nothing of it is run."""
-    for terms, reason in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"max_task_cpu_s": 5.0}, "no task of more than 5 CPU seconds"),
         ({"max_task_input_bytes": 50}, "more than 50 bytes"),
         ({"deny_accounts": ("ee" * 16,)}, "does not serve"),
         ({"allow_jobs": ("dd" * 16,)}, "serves other"),
-    ):
+    )
+    for terms, reason in cases:
         with make_worker(tmp_path, replace(SETTINGS, **terms)) as worker:
             foreman = Foreman(worker.server.port)
             leases = foreman.lease([1, 2], cpu_limit_s=10.0)
@@ -440,7 +444,7 @@ def test_the_owner_alone_can_talk_to_it(tmp_path: Path) -> None:
         assert workers_here(tmp_path) == [worker.server.port]
         assert os.getpid() in own_pids(tmp_path)
 
-        def told(request: dict[str, Any]) -> dict[str, Any] | None:
+        def told(request: dict[str, Any]) -> Any:
             return gevent.get_hub().threadpool.spawn(ask, tmp_path, worker.server.port, request).get(timeout=10)
 
         said = told({"do": "status"})
@@ -458,7 +462,7 @@ def test_the_owner_alone_can_talk_to_it(tmp_path: Path) -> None:
         assert worker.status().willing, "nothing of that was done"
         for garbage in (b"\n", b"[]\n", b"{", b"x" * 300_000, b'{"do": "status"}'):
             _send(path, garbage)
-        assert told({"do": "pause"})["reasons"] == ["paused by its owner"]  # type: ignore[index]
+        assert told({"do": "pause"})["reasons"] == ["paused by its owner"]
         worker.hurry()
     assert list(control_directory(tmp_path).iterdir()) == [], "nothing is left behind"
     assert ask(tmp_path, worker.server.port, {"do": "status"}) is None

@@ -89,9 +89,8 @@ def test_hours_that_are_none_are_a_clear_error(text: str) -> None:
 
 
 def test_only_when_idle_for_long_enough() -> None:
-    wanted = {"only_idle": True, "idle_after_s": 60.0}
-    assert reasons(Readings(), unused_s=59.0, **wanted) != []
-    assert reasons(Readings(), unused_s=60.0, **wanted) == []
+    assert reasons(Readings(), unused_s=59.0, only_idle=True, idle_after_s=60.0) != []
+    assert reasons(Readings(), unused_s=60.0, only_idle=True, idle_after_s=60.0) == []
     assert reasons(Readings(), unused_s=0.0, only_idle=False) == []
 
 
