@@ -157,9 +157,12 @@ class Attendance:
         if not decision.willing:
             for job in list(self._holdings.jobs.values()):
                 self._give_back(job, self._objection)
-        if self._registration.earned_at_start >= 0:
-            self._remembered.note_earned(self._registration.earned, time.strftime("%Y-%m-%d"))
+        self._note_earned()
         self._look_for_contact()
+
+    def _note_earned(self) -> None:
+        if self._registration.earned_at_start >= 0:  # else discovery has not said yet
+            self._remembered.note_earned(self._registration.earned, time.strftime("%Y-%m-%d"))
 
     def _keep_looking(self) -> None:
         while True:
@@ -231,6 +234,7 @@ class Attendance:
 
     def status(self, *, port: int, url: str, discovery: str) -> Status:
         """This worker now."""
+        self._note_earned()
         registration, standing = self._registration, self._registration.standing
         pause = self._remembered.pause
         reasons = ["leaving", *self.decision.reasons] if self._leaving else list(self.decision.reasons)

@@ -525,3 +525,20 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError):
             gevent.get_hub().threadpool.spawn(get, "/").get(timeout=10)
         worker.hurry()
+
+
+def test_the_line_at_the_end_has_what_was_earned_a_moment_ago(
+    server: Server, foreman: DiscoveryClient, tmp_path: Path
+) -> None:
+    with at_work(server.url, tmp_path, replace(SETTINGS, look_every_s=60.0)) as worker:
+        eventually(lambda: worker.registration.earned_at_start == 0, "nothing yet")
+        assert worker.status().earned_today == 0
+        peer, leases = push(foreman, worker, [1])
+        results = peer.poll()
+        standing = worker.registration.standing
+        assert standing is not None
+        receipts = [m.SealedReceipts(worker_id=standing.worker_id, token=results.receipts)]
+        foreman.settle(m.Settle(job_id=peer.job_id, receipts=receipts, decide=[leases[0].partition(".")[0]]))
+        eventually(lambda: worker.registration.earned == 1, "paid")
+        status = worker.status()
+        assert (status.earned, status.earned_since_start, status.earned_today) == (1, 1, 1)
