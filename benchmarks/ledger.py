@@ -19,10 +19,10 @@ from typing import Any
 from discovery.archive.entry import encode_entry
 from discovery.archive.files import segments
 from discovery.archive.mover import Mover
+from discovery.changes import Move
 from discovery.ledger import export, verify
 from discovery.store.server import start_server
 from discovery.store.store import Store
-from discovery.tasks import Move
 
 STREAM = "{ec}:ledger"
 BUDGET = 10**12

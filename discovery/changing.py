@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from discovery.changes import Changes, Terms
 from discovery.records import TaskRecord
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes, Terms, next_due
+from discovery.tasks import next_due
 
 log = logging.getLogger("ec262.discovery.changing")
 

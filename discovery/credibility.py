@@ -10,12 +10,12 @@ never collide, and the order in which they come does not matter.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from ec262.protocol.keys import hmac_sha256
 
 THOUSAND = 1000
 CHANCES = 1 << 32
@@ -234,13 +234,16 @@ def odds(believed: float) -> float:
 
 def chance_of(secret: bytes, task_id: str) -> int:
     """The task's chance, below `CHANCES`: whether it is spot checked, and nobody without the secret can tell."""
-    digest = hmac.digest(secret, b"spot check " + task_id.encode(), hashlib.sha256)
+    digest = hmac_sha256(secret, b"spot check " + task_id.encode())
     return int.from_bytes(digest[:4], "big")
 
 
 def check_rate(standings: Iterable[Standing], assumed: Assumptions = USUAL) -> float:
     """How often a task is checked though those who answered it would be believed: after the least known of them."""
-    least = min((each.verified for each in standings if not each.auditor), default=math.inf)
+    least = math.inf
+    for each in standings:
+        if each.verified < least and not each.auditor:
+            least = each.verified
     rate = assumed.check * assumed.settled / least if least else 1.0
     return min(max(rate, assumed.least_check), assumed.most_check)
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 
 from discovery import tasks as rules
+from discovery.beliefs import holds, opened_by_anybody, overturn
+from discovery.changes import Changes
 from discovery.changing import ATTEMPTS, fingerprints, note_changed
 from discovery.credibility import lost_dispute
 from discovery.leasing import Leasing
 from discovery.records import TaskRecord, split_lease
 from discovery.settings import Settings
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes
 from discovery.trust import Trust
 from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import decode_value
 from ec262.protocol.framing import unframe_parts
-from ec262.protocol.receipts import Kind, failure_commitment, result_commitment
+from ec262.protocol.receipts import Kind, failure_commitment, result_commitment, tokens_digest
 from ec262.protocol.sealing import unseal
 from ec262.protocol.states import ReplicaState, TaskState
 
@@ -42,15 +43,18 @@ class Disputes:
     def dispute(self, account_id: str, asked: m.Dispute) -> m.Disputed:
         """Judges what a foreman shows of a replica that it paid.
 
+        A foreman that has nothing left to spend is heard, too: who sells it junk for its last credits would keep them.
+        If it is wrong it pays what it has. There is one judgement for each replica that it paid, so that whoever
+        disputes for nothing has bought as much work.
+
         Raises:
-            ProblemError: ``unknown-task``, no such paid replica, or its grace period is over; ``insufficient-credits``,
-                the foreman could not pay for being wrong; ``conflict`` after many attempts.
+            ProblemError: ``unknown-task``, no such paid replica, or its grace period is over; ``conflict`` after many
+                attempts.
             Malformed: what is shown is not what the digests name.
         """
         task_id, number = split_lease(asked.lease_id)
         _check_shown(asked)
         job = (account_id, asked.job_id)
-        fee = self._settings.dispute_fee
         for _ in range(ATTEMPTS):
             now_ms, records = self._store.load([task_id])
             record = _own(records.get(task_id), account_id, asked.job_id, number)
@@ -61,43 +65,39 @@ class Disputes:
             if record.state is not TaskState.ACCEPTED or replica.state is not ReplicaState.PAID or keyed is None:
                 raise _unknown()
             view = self._trust.views([record])[job]
-            balance = self._store.accounts.record(account_id).balance - view.unvested
-            if balance < fee:
-                raise ProblemError(
-                    *(402, "insufficient-credits"),
-                    f"a dispute costs {fee} credits if you are wrong, and you have {balance} to spend",
-                    needed=fee,
-                    available=balance,
-                )
             verdict, reason = judge(asked, replica.tokens, keyed.result(asked.lease_id), record)
             if verdict == "unproven":
                 return self._answer(record, asked.lease_id, verdict, reason)
             before = fingerprints(records)
             changes = Changes()
-            refund = 0
+            refund = fee = 0
             if verdict == "upheld":
                 refund = rules.lose_dispute(record, number, now_ms, lost_dispute(), view, changes)
-                if not rules.opened_by_anybody(record) or not rules.holds(record, view):
-                    rules.overturn(record, view, changes)
+                if not opened_by_anybody(record) or not holds(record, view):
+                    overturn(record, view, changes)
             else:
+                spendable = self._store.accounts.record(account_id).balance - view.unvested
+                fee = min(self._settings.dispute_fee, max(0, spendable))
                 rules.refuse_dispute(record, number, fee, changes)
             note_changed(records, before, self._trust.terms, changes)
-            needs = {f"account:{account_id}": fee} if verdict == "refused" else None
+            needs = {f"account:{account_id}": fee} if fee else None
             try:
                 self._store.commit(changes, now_ms, self._trust.terms, needs=needs)
             except Conflict:
                 continue
             self._trust.review()
-            return self._answer(record, asked.lease_id, verdict, reason, refund)
+            return self._answer(record, asked.lease_id, verdict, reason, refund, fee)
         raise ProblemError(409, "conflict", "this task is being changed by another request: try again")
 
-    def _answer(self, record: TaskRecord, lease_id: str, verdict: str, reason: str, refund: int = 0) -> m.Disputed:
+    def _answer(
+        self, record: TaskRecord, lease_id: str, verdict: str, reason: str, refund: int = 0, fee: int = 0
+    ) -> m.Disputed:
         return m.Disputed(
             lease_id=lease_id,
             verdict=verdict,  # type: ignore[arg-type]
             reason=reason,
             refund=refund,
-            fee=self._settings.dispute_fee if verdict == "refused" else 0,
+            fee=fee,
             recompute=record.state is TaskState.OVERTURNED,
             balance=self._store.accounts.record(record.account_id).balance,
         )
@@ -107,9 +107,9 @@ def judge(shown: m.Dispute, tokens: bytes, result_key: bytes, record: TaskRecord
     """Who is right, and why.
 
     Args:
-        tokens: what the receipt says of the tokens (`rules.tokens_digest`).
+        tokens: what the receipt says of the tokens (`tokens_digest`).
     """
-    if rules.tokens_digest(shown.digests) != tokens:
+    if tokens_digest(shown.digests) != tokens:
         return "unproven", "the receipt names other tokens than these: they say nothing of who made them"
     opened = {}
     for each in shown.tokens:

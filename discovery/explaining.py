@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from discovery import tasks as rules
+from discovery.beliefs import voices_of
+from discovery.changes import View
 from discovery.credibility import chance_of, credibility
 from discovery.records import ReplicaRecord, TaskRecord
 from discovery.store.store import Store
-from discovery.tasks import View
 from discovery.trust import Trust
 from discovery.verdict import explain
 from ec262.errors import ProblemError
@@ -93,9 +93,7 @@ def _reckon(record: TaskRecord, view: View) -> tuple[bool, str]:
     """Whether it was a spot check, and what its answers are worth by what is known now."""
     if not record.confidence:
         return False, "redundancy and quorum decide this task: what is known of workers does not count"
-    now = explain(
-        rules.voices_of(record, view), confidence=record.confidence, chance=chance_of(view.secret, record.task_id)
-    )
+    now = explain(voices_of(record, view), confidence=record.confidence, chance=chance_of(view.secret, record.task_id))
     return now.checked, now.why
 
 

@@ -6,22 +6,25 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from discovery.beliefs import hear
+from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
 from discovery.matching import assign, newcomers_of, serves
+from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.reputations import Job
 from discovery.store.store import Conflict, Sample, Store
-from discovery.tasks import Changes, View, add_replicas, hear, next_due, price_for
+from discovery.tasks import add_replicas, next_due
 from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
-from ec262.protocol.credits import price_of
+from ec262.protocol.credits import least_timeout_s, price_of
 from ec262.protocol.keys import TaskKeys
 from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
@@ -41,6 +44,8 @@ class Market:
         budget: credits that may be spent.
         newcomers: those of whom a task gets one at most.
         view: what the foreman knows of them, and of those who had the tasks.
+        chance: what decides between workers. Nobody knows its seed, and nobody sees what it draws before the last is
+            drawn; `random.SystemRandom` asks the kernel for each number, and two dozen are drawn a task.
     """
 
     now_ms: int
@@ -48,6 +53,7 @@ class Market:
     workers: dict[str, WorkerRecord]
     newcomers: frozenset[str]
     view: View
+    chance: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(256)))
 
     def take(self, worker: WorkerRecord, price: int) -> None:
         """A worker got a replica."""
@@ -76,7 +82,7 @@ class Leasing:
         policy = wanted.policy
         if not policy.confidence and max(policy.quorum, policy.redundancy) > policy.max_replicas:
             raise Malformed("policy: quorum and redundancy may not be more than max_replicas")
-        if len({price_of(task.cpu_limit_s) for task in wanted.tasks}) > 1:
+        if len({price_of(limit_s) for limit_s in {task.cpu_limit_s for task in wanted.tasks}}) > 1:
             raise Malformed("tasks: their CPU limits differ in price; lease each kind in a request of its own")
         # Whoever answers first is not to know whether an accomplice has the task as well: so nobody has it, yet.
         replicas = 1 if policy.confidence else policy.redundancy
@@ -90,9 +96,7 @@ class Leasing:
                 worker_class, capabilities, self._settings.sample, account_id, offer=wanted.offer
             )
             if before is not None:
-                # An empty answer is not remembered, so there is always a task to recognise the request by.
-                digests = {task.input_digest for task in wanted.tasks}
-                return self._repeat(account_id, wanted, before, digests, sample)
+                return self._repeat(account_id, wanted, before, sample)
             view = self._trust.view(job, sample=sample.workers)
             budget = sample.balance - view.unvested
             longest_s = max(task.cpu_limit_s for task in wanted.tasks)
@@ -114,12 +118,13 @@ class Leasing:
             )
             if not records:
                 return self._answer(account_id, wanted, [], {}, sample, sample.balance)
+            cost = _cost(account_id, changes)
             try:
                 self._store.commit(
                     changes,
                     sample.now_ms,
                     self._trust.terms,
-                    needs={f"account:{account_id}": _cost(changes)},
+                    needs={f"account:{account_id}": cost},
                     idempotency=(
                         f"{account_id}:{wanted.idempotency_key}",
                         ",".join(record.task_id for record in records),
@@ -128,9 +133,9 @@ class Leasing:
                 )
             except Conflict:
                 continue
-            numbers = [(record, list(range(len(record.replicas)))) for record in records]
+            leases = [(position, record, list(range(len(record.replicas)))) for position, record in enumerate(records)]
             workers = {worker.worker_id: worker for group in groups for worker in group}
-            return self._answer(account_id, wanted, numbers, workers, sample, sample.balance - _cost(changes))
+            return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
     def market(self, task: TaskRecord, past: dict[str, WorkerRecord]) -> Market:
@@ -186,7 +191,7 @@ class Leasing:
             if task.units * task.offer * count > market.budget:
                 fit = [worker for worker in fit if price_for(task, worker) * count <= market.budget]
             # Some of them nearly always do, and all are looked at where they do not.
-            few = self._chance.sample(list(fit), min(len(fit), count * FEW))
+            few = market.chance.sample(list(fit), min(len(fit), count * FEW))
             groups: list[list[WorkerRecord]] = []
             for some in (few, fit) if len(few) < len(fit) else (fit,):
                 groups = groups or assign(
@@ -194,7 +199,7 @@ class Leasing:
                     tasks=1,
                     replicas=count,
                     distinct=self._settings.distinct,
-                    chance=self._chance,
+                    chance=market.chance,
                     exclude=had,
                     newcomers=market.newcomers,
                 )
@@ -210,8 +215,8 @@ class Leasing:
         young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
         return young and len(task.replicas) < MOST_REPLICAS
 
-    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys) -> m.LeasedTask:
-        """A task for its foreman."""
+    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys, position: int = 0) -> m.LeasedTask:
+        """A task for its foreman, which asked for it as task `position` of its request."""
         return m.LeasedTask(
             task_id=task.task_id,
             input_key=keyed.input(),
@@ -223,6 +228,7 @@ class Leasing:
                 )
                 for number in numbers
             ],
+            position=position,
         )
 
     def task_keys(self, task: TaskRecord) -> TaskKeys | None:
@@ -292,6 +298,7 @@ class Leasing:
         redundancy, quorum = wanted.policy.redundancy, wanted.policy.quorum
         if wanted.policy.confidence:
             redundancy = quorum = 1
+        units = price_of(wanted.tasks[0].cpu_limit_s)
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
             entropy = random_bytes[28 * position : 28 * position + 28]
             record = TaskRecord(
@@ -306,7 +313,7 @@ class Leasing:
                 input_digest=task.input_digest,
                 cpu_limit_s=max(task.cpu_limit_s, self._settings.min_cpu_limit_s),
                 timeout_s=self._timeout(task, wanted.timeout_s),
-                units=price_of(task.cpu_limit_s),
+                units=units,
                 redundancy=redundancy,
                 quorum=quorum,
                 max_replicas=wanted.policy.max_replicas,
@@ -316,7 +323,7 @@ class Leasing:
                 offer=wanted.offer,
                 confidence=wanted.policy.confidence,
             )
-            budget -= sum(price_for(record, worker) for worker in group)
+            budget -= sum([price_for(record, worker) for worker in group])
             if budget < 0:
                 break
             add_replicas(record, group, now_ms, changes)
@@ -367,44 +374,51 @@ class Leasing:
         found = self._store.load(named)[1] if named else {}
         return {task_id: old for task_id, old in found.items() if (old.account_id, old.job_id) == job}
 
-    def _repeat(
-        self, account_id: str, wanted: m.LeaseTasks, task_ids: list[str], digests: set[bytes], sample: Sample
-    ) -> m.Leased:
-        """The answer to a request that was answered before, made again from what is stored."""
+    def _repeat(self, account_id: str, wanted: m.LeaseTasks, task_ids: list[str], sample: Sample) -> m.Leased:
+        """The answer to a request that was answered before, made again from what is stored.
+
+        Tasks whose records are gone are left out, as those are whose keys are. Nothing of them is in escrow, or it goes
+        back at its deadline: their foreman leases them anew.
+
+        Raises:
+            ProblemError: ``conflict``, the request is another one than then.
+        """
         _, records = self._store.load(task_ids)
-        mine = [
-            records[task_id]
-            for task_id in task_ids
-            if task_id in records
-            and records[task_id].account_id == account_id
-            and records[task_id].job_id == wanted.job_id
-        ]
-        if not mine or any(record.input_digest not in digests for record in mine):
+        leases = []
+        same = len(task_ids) <= len(wanted.tasks)
+        # The first tasks of a request are leased, in order: the place of an id says which it is of.
+        for position, (task_id, task) in enumerate(zip(task_ids, wanted.tasks, strict=False)):
+            record = records.get(task_id)
+            if record is not None:
+                same = same and record.input_digest == task.input_digest and record.job_id == wanted.job_id
+                leases.append((position, record, list(range(record.redundancy))))
+        if not same:
             raise ProblemError(409, "conflict", "this idempotency key was used for other tasks: choose a new one")
-        numbers = [(record, list(range(record.redundancy))) for record in mine]
-        workers = self._store.workers(sorted({r.worker_id for record in mine for r in record.replicas}))
-        return self._answer(account_id, wanted, numbers, workers, sample, sample.balance)
+        workers = self._store.workers(sorted({r.worker_id for _, record, _ in leases for r in record.replicas}))
+        return self._answer(account_id, wanted, leases, workers, sample, sample.balance)
 
     def _answer(
         self,
         account_id: str,
         wanted: m.LeaseTasks,
-        leases: list[tuple[TaskRecord, list[int]]],
+        leases: list[tuple[int, TaskRecord, list[int]]],
         workers: dict[str, WorkerRecord],
         sample: Sample,
         balance: int,
     ) -> m.Leased:
+        """What a foreman is told of its leases: position in its request, task, and numbers of replicas."""
         job_id = wanted.job_id
-        listed = []
-        for record, numbers in leases:
+        tasks, listed = [], []
+        for position, record, numbers in leases:
             keyed = self.task_keys(record)
             if keyed is not None:
+                tasks.append(self.leased_task(record, numbers, keyed, position))
                 listed.append((record, keyed, numbers))
         master = self._keyring.master
         return m.Leased(
             program_key=keys.program_key(master, account_id, job_id),
             poll_key=keys.poll_key(master, account_id, job_id),
-            tasks=[self.leased_task(record, numbers, keyed) for record, keyed, numbers in listed],
+            tasks=tasks,
             workers=self.assigned_workers(account_id, job_id, listed, workers),
             network=m.NetworkState(workers=sample.workers_alive, slots=sample.slots_alive),
             price=price_of(wanted.tasks[0].cpu_limit_s) * wanted.offer,
@@ -420,17 +434,22 @@ class Leasing:
         """
         account_id, job_id = job
         workers = [worker for worker in workers if not worker.terms or serves(worker, account_id, job_id, cpu_limit_s)]
+        if view.undelivered:
+            workers = [worker for worker in workers if worker.worker_id not in view.undelivered]
         if not self._settings.own_workers:
             workers = [worker for worker in workers if worker.account_id != account_id]
         if trusting:
-            return [worker for worker in workers if not worker.banned]
+            return [worker for worker in workers if not worker.banned and worker.account_id not in view.parted]
         return welcome(workers, view)
 
     def _timeout(self, task: m.TaskWanted, wanted_s: float | None) -> float:
-        least = max(self._settings.min_timeout_s, task.cpu_limit_s if wanted_s is None else 0.0)
-        usual = max(self._settings.default_timeout_s, 4 * task.cpu_limit_s)
+        """Until the deadline: as the foreman asks, but nobody has to do what takes longer than he is given."""
+        cpu_limit_s = max(task.cpu_limit_s, self._settings.min_cpu_limit_s)
+        least = max(self._settings.min_timeout_s, least_timeout_s(cpu_limit_s))
+        usual = max(self._settings.default_timeout_s, 4 * cpu_limit_s)
         return min(max(usual if wanted_s is None else wanted_s, least), self._settings.max_timeout_s)
 
 
-def _cost(changes: Changes) -> int:
-    return sum(amount for source, _, amount in changes.moves if source.startswith("account:"))
+def _cost(account_id: str, changes: Changes) -> int:
+    account = f"account:{account_id}"
+    return sum([amount for source, _, amount in changes.moves if source == account])

@@ -67,6 +67,7 @@ class Registry:
         return new_account(
             *(self._store.accounts, name, self._settings.starting_credits),
             network=origins(address)[1],
+            bound=self._settings.gifts_bound and not invitation,  # for whom the operator vouches
             invitation=invitation,
             limits=limits,
         )
@@ -166,6 +167,7 @@ def new_account(
     credits: int,
     *,
     network: str = "",
+    bound: bool = False,
     invitation: str = "",
     limits: Sequence[Origin] = (),
 ) -> tuple[str, m.AccountCreated | None]:
@@ -177,6 +179,7 @@ def new_account(
         outcome, got = accounts.create(
             *(account_id, _hash(account_id, secret), name, credits),
             network=network,
+            bound=bound,
             invitation_id=invitation_id(invitation) if invitation else "",
             origins=limits,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -154,6 +155,7 @@ def _serve(flags: argparse.Namespace) -> int:
             limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery"))),
             access_log=log if flags.verbose else None,
         )
+        calm_collector()
         server.start()
         stack.callback(server.stop)
         discovery.mover.run = _in_thread
@@ -169,6 +171,17 @@ def _serve(flags: argparse.Namespace) -> int:
             print(f"discovery ({settings.network}) at {address}  -  Ctrl-C ends it", file=sys.stderr, flush=True)
         over.wait()
     return 0
+
+
+def calm_collector() -> None:
+    """Has the garbage collector look through memory seldom: for the whole process, so only where that is ours alone.
+
+    The records of a batch have no cycles and go when the batch is answered, but there are so many that the collector
+    looks through them again and again meanwhile: by its own thresholds a fifth of discovery's processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def _limit(text: str) -> int:

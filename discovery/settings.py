@@ -36,9 +36,12 @@ class Settings:
         wrapping_rotation_s: how often the key that wraps task keys changes.
         kept_job_s: who answered what is forgotten of a job that is not closed, nor heard of for so long.
         hold_s: a lease that no foreman pushed for so long does not hold its worker.
-        hold_leases: leases of a worker that were never pushed, of which the first costs their foreman a credit.
-        effort_cap: most credits that a worker's account gets of undecided tasks of one job.
-        dispute_fee: what a dispute costs a foreman that is wrong.
+        hold_leases: one in so many leases that were never pushed costs its foreman a credit.
+        hold_cap: most such credits that the workers of an account cost a foreman in a job; then they part.
+        hold_foremen: a worker that says of so many unrelated foremen that they pushed nothing is given less.
+        effort_cap: most credits of effort fees that a worker's account gets in a job of undecided tasks, and of results
+            that its foreman says did not arrive.
+        dispute_fee: what a dispute costs a foreman that is wrong, as far as it has it.
         most_share: workers that take leases and return nothing get as little as one in so many.
         silent_job_s: a running job of which nothing was heard for so long is no longer shown.
         ended_job_s: how long a job is shown that ended.
@@ -68,6 +71,8 @@ class Settings:
     kept_job_s: float = 3600.0
     hold_s: float = 30.0
     hold_leases: int = 16
+    hold_cap: int = 4
+    hold_foremen: int = 3
     effort_cap: int = 16
     dispute_fee: int = 1
     most_share: int = 64
@@ -82,6 +87,14 @@ class Settings:
     def own_workers(self) -> bool:
         """Whether a foreman's own workers may serve it."""
         return self.network == "private"
+
+    @property
+    def gifts_bound(self) -> bool:
+        """Whether starting credits buy nothing from workers of the network that they were given to.
+
+        Else accounts of one person could spend them on each other's workers, and send on what these earn.
+        """
+        return self.network == "public" and "address" in self.distinct
 
     @property
     def vesting_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from discovery import tasks as rules
+from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
@@ -12,7 +13,6 @@ from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
 from discovery.store.reputations import Job
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes, View
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken
@@ -24,14 +24,20 @@ from ec262.protocol.states import ReplicaState, TaskState
 SWEEP_BATCH = BATCH
 MOST_RECEIPTS = 20_000
 """Of one settlement; a foreman's has a few hundred."""
+NOT_OPEN = "it does not open, or is of another form: its worker made it wrongly, or it was changed on its way"
+NOT_OF_JOB = "they are of no task of this job, or of one that is forgotten"
+
+Refusals = dict[tuple[int, str], list[str]]
+"""Leases whose receipts do not count, by the position of their bundle and why; none: the whole bundle."""
 
 
 class _Shown:
-    """A receipt somebody showed: whose, of which epoch, for which replica of which task."""
+    """A receipt somebody showed: whose, of which epoch, for which replica of which task, and what arrived with it."""
 
-    __slots__ = ("bundle", "epoch", "number", "receipt", "task_id", "worker_id")
+    __slots__ = ("arrived", "bundle", "epoch", "number", "receipt", "task_id", "worker_id")
 
-    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt) -> None:
+    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt, arrived: bytes | None) -> None:
+        self.arrived = arrived
         self.bundle = bundle
         self.worker_id = worker_id
         self.epoch = epoch
@@ -59,10 +65,11 @@ class Settlement:
         if len(shown) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
-        lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        named_lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        known = dict(split_lease(lease_id) for lease_id in asked.known)
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
-        task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
+        task_ids.update(dict.fromkeys(task_id for task_id, _ in named_lost))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
@@ -75,12 +82,15 @@ class Settlement:
             view = self._trust.views(records.values()).get(job) or self._trust.view(job)
             before = fingerprints(records)
             changes = Changes()
-            bad = set(refused)
+            bad: Refusals = {key: [] for key in refused}
+            lost = list(named_lost)
             for item in shown:
                 record = records.get(item.task_id)
-                why = "not this job's" if record is None else self._record(record, item, now_ms, view, changes)
+                why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
                 if why:
-                    bad.add(item.bundle)
+                    bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
+                if why == rules.NOT_ARRIVED:
+                    lost.append((item.task_id, item.number))
             again: dict[str, int] = {}
             for task_id, number in lost:
                 if task_id in records and number < len(records[task_id].replicas):
@@ -89,7 +99,8 @@ class Settlement:
                         again[task_id] = min(number, again.get(task_id, number))
                     replica.lost = True
             added = self._decide(records, decide, now_ms, view, changes)
-            added |= self._repeat(records, again, decide, added)
+            if again or known:
+                added |= self._repeat(records, again, known, decide, added)
             note_changed(records, before, self._terms, changes)
             try:
                 if changes.tasks:
@@ -99,12 +110,13 @@ class Settlement:
             self._trust.hush(job, view)
             if changes.accuses:
                 self._trust.review()
-            return self._answer(job, decide, records, added, sorted(bad), _late(shown, records, decide), view)
+            return self._answer(job, decide, records, added, _refused(bad), _late(shown, records, decide), view)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
-        shown, _ = self._open([m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens])
+        sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
+        shown, _ = self._open(sealed, by_worker=True)
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
@@ -124,10 +136,12 @@ class Settlement:
         leases = [split_lease(lease_id) for lease_id in dict.fromkeys(lease_ids)]
 
         def free(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            released: dict[str, int] = {}
+            views = self._trust.views(records.values())
             for task_id, number in leases:
                 if task_id in records:
-                    rules.release_unpushed(records[task_id], number, worker_id, now_ms, self._terms, released, changes)
+                    record = records[task_id]
+                    view = views[record.account_id, record.job_id]
+                    rules.release_unpushed(record, number, worker_id, now_ms, self._terms, view, changes)
 
         self._change(list(dict.fromkeys(task_id for task_id, _ in leases)), free)
 
@@ -153,8 +167,10 @@ class Settlement:
         due = self._store.due(SWEEP_BATCH)
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
+            views = self._trust.views([record for record in records.values() if rules.contested(record)])
             for record in records.values():
-                rules.fall_due(record, now_ms, self._terms, changes)
+                view = views.get((record.account_id, record.job_id))
+                rules.fall_due(record, now_ms, self._terms, changes, view)
 
         self._change(due, fall_due, always=True)
         return len(due)
@@ -166,21 +182,32 @@ class Settlement:
         if done is not None and done.accuses:
             self._trust.review()
 
-    def _open(self, sealed: Sequence[m.SealedReceipts]) -> tuple[list[_Shown], list[int]]:
-        """The receipts in bundles that hold, and the positions of those that do not."""
+    def _open(self, sealed: Sequence[m.SealedReceipts], *, by_worker: bool = False) -> tuple[list[_Shown], Refusals]:
+        """The receipts in bundles that hold, and those bundles that do not.
+
+        Args:
+            by_worker: shown by the worker itself, so that nobody says what arrived.
+        """
         shown = []
-        refused = []
+        refused: Refusals = {}
         for position, item in enumerate(sealed):
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
-                shown += [_Shown(position, bundle.worker_id, bundle.epoch, receipt) for receipt in bundle.receipts]
+                shown += [
+                    _Shown(
+                        *(position, bundle.worker_id, bundle.epoch, receipt),
+                        None if by_worker else item.arrived.get(receipt.lease_id, b""),
+                    )
+                    for receipt in bundle.receipts
+                ]
             except (SealBroken, ValueError):
-                refused.append(position)
+                refused[position, NOT_OPEN] = []
         return shown, refused
 
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
         return rules.record_receipt(
-            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes)
+            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes),
+            item.arrived,
         )
 
     def _decide(
@@ -232,20 +259,25 @@ class Settlement:
         self,
         records: dict[str, TaskRecord],
         again: dict[str, int],
+        known: dict[str, int],
         decide: Sequence[str],
         added: dict[str, list[tuple[int, WorkerRecord]]],
     ) -> dict[str, list[tuple[int, WorkerRecord]]]:
-        """The replicas that came for a lost one, where a foreman names that again: the first answer may be lost, too.
+        """Replicas that were added before, of tasks whose foreman may not have had that answer: those that are out.
 
         Args:
-            again: by task, the number of the replica that was named before.
+            again: by task, the number of the replica that was named lost before: what came for it.
+            known: by task, the number of the last replica that its foreman knows of.
         """
         numbers = {}
         for task_id in decide:
-            if task_id in again and task_id not in added and records[task_id].state is TaskState.LEASED:
-                # Those of the first lease are known to a foreman that can name one of them.
-                after = max(again[task_id], records[task_id].redundancy - 1)
-                out = rules.waited_for(records[task_id], after=after)
+            record = records.get(task_id)
+            if record is None or record.state is not TaskState.LEASED:
+                continue
+            after = known.get(task_id, again.get(task_id) if task_id not in added else None)
+            if after is not None:
+                # Those of the first lease are told by its own answer.
+                out = rules.waited_for(record, after=max(after, record.redundancy - 1))
                 if out:
                     numbers[task_id] = out
         if not numbers:
@@ -263,7 +295,7 @@ class Settlement:
         decide: Sequence[str],
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
-        refused: list[int],
+        refused: list[m.RefusedReceipts],
         late: list[m.LateReplica],
         view: View,
     ) -> m.Settled:
@@ -305,6 +337,13 @@ class Settlement:
             recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
             clarity=clarity(view.noise),
         )
+
+
+def _refused(bad: Refusals) -> list[m.RefusedReceipts]:
+    return [
+        m.RefusedReceipts(position=position, leases=leases, reason=why)
+        for (position, why), leases in sorted(bad.items())
+    ]
 
 
 def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequence[str]) -> list[m.LateReplica]:
@@ -369,5 +408,6 @@ def _why(record: TaskRecord) -> str:
 
 
 def _needs(account_id: str, changes: Changes) -> dict[str, int] | None:
-    cost = sum(amount for source, _, amount in changes.moves if source == f"account:{account_id}")
-    return {f"account:{account_id}": cost} if cost else None
+    account = f"account:{account_id}"
+    cost = sum([amount for source, _, amount in changes.moves if source == account])
+    return {account: cost} if cost else None

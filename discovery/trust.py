@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
-from discovery import tasks as rules
+from discovery import beliefs
+from discovery.changes import Changes, Terms, View
 from discovery.changing import BATCH, change
 from discovery.credibility import Tally, clarity, convicted, credibility, established, unwelcome
 from discovery.keyring import Keyring
@@ -18,7 +19,7 @@ from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.reputations import Job, Suspect
 from discovery.store.store import Conflict, Store
-from discovery.tasks import Changes, Terms, View
+from discovery.tasks import fall_due
 from ec262.errors import ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
@@ -44,6 +45,7 @@ class Trust:
         known = self._store.reputations.known(
             job, list(worker_ids), sample, networks_count="address" in self._settings.distinct
         )
+        parted = frozenset(account for account, fees in known.held.items() if fees >= self.terms.hold_cap)
         return View(
             party=known.party,
             standings=known.standings,
@@ -52,8 +54,12 @@ class Trust:
             noise=known.noise,
             noisy=known.noisy,
             effort=known.effort,
+            held=known.held,
             unvested=known.unvested,
             doubted=known.standings.doubted(),
+            undelivered=known.undelivered,
+            # In a private network people know each other, and may have no other worker.
+            parted=frozenset() if self._settings.own_workers else parted,
         )
 
     def views(self, records: Iterable[TaskRecord], sample: Sequence[WorkerRecord] = ()) -> dict[Job, View]:
@@ -103,8 +109,8 @@ class Trust:
             views = self.views(records.values())
             for record in records.values():
                 view = views[record.account_id, record.job_id]
-                if rules.settled_answers(record) and rules.rests_on_banned(record, view):
-                    rules.reconsider(record, view, changes)
+                if beliefs.settled_answers(record) and beliefs.rests_on_banned(record, view):
+                    beliefs.reconsider(record, view, changes)
 
         found = self._store.reputations.remembered(job)
         for start in range(0, len(found), BATCH):
@@ -159,10 +165,10 @@ class Trust:
                     unknown.append(task_id)
                 elif record.state is TaskState.OVERTURNED:
                     again.append(task_id)
-                elif not rules.settled_answers(record):
+                elif not beliefs.settled_answers(record):
                     unknown.append(task_id)
-                elif not rules.holds(record, views[job]):
-                    rules.overturn(record, views[job], changes)
+                elif not beliefs.holds(record, views[job]):
+                    beliefs.overturn(record, views[job], changes)
                     again.append(task_id)
 
         wanted = list(dict.fromkeys(asked.tasks))
@@ -195,7 +201,7 @@ class Trust:
         def release(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
             for record in records.values():
                 record.keep = False
-                rules.fall_due(record, now_ms, self.terms, changes)
+                fall_due(record, now_ms, self.terms, changes)
 
         found = self._store.reputations.remembered(job)
         for start in range(0, len(found), BATCH):
@@ -212,6 +218,8 @@ def terms_of(settings: Settings) -> Terms:
         vesting_ms=int(settings.vesting_s * 1000),
         hold_ms=int(settings.hold_s * 1000),
         hold_leases=settings.hold_leases,
+        hold_cap=settings.hold_cap,
+        hold_foremen=settings.hold_foremen,
         effort_cap=settings.effort_cap,
         kept_ms=int(settings.kept_job_s * 1000),
         most_share=settings.most_share,
@@ -224,6 +232,7 @@ def welcome(workers: Sequence[WorkerRecord], view: View) -> list[WorkerRecord]:
         worker
         for worker in workers
         if not worker.banned
+        and worker.account_id not in view.parted
         and not (worker.worker_id in view.doubted and unwelcome(view.standing(worker.worker_id), doubted=True))
     ]
 

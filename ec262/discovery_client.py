@@ -150,12 +150,36 @@ class DiscoveryClient:
         self._answer("leave", {"worker_id": worker_id}, None)
 
     def lease_tasks(self, body: m.LeaseTasks) -> m.Leased:
-        """Puts credits in escrow and gets workers. Its idempotency key makes repeating harmless."""
-        return self._call("lease_tasks", m.Leased, body)
+        """Puts credits in escrow and gets workers. Its idempotency key makes repeating harmless.
+
+        Each `position` in the answer is that of another of the tasks in `body`.
+
+        Raises:
+            NetworkError: the answer has a task that was not asked for, or one twice.
+        """
+        leased = self._call("lease_tasks", m.Leased, body)
+        positions = {task.position for task in leased.tasks}
+        ids = {task.task_id for task in leased.tasks}
+        if len(positions) < len(leased.tasks) or len(ids) < len(leased.tasks):
+            raise self._strange("lease_tasks", "leased a task twice")
+        if positions and max(positions) >= len(body.tasks):
+            raise self._strange("lease_tasks", "leased a task that was not asked for")
+        return leased
 
     def settle(self, body: m.Settle) -> m.Settled:
-        """Shows receipts, gets verdicts. Repeating gives the same verdicts again."""
-        return self._call("settle", m.Settled, body)
+        """Shows receipts, gets verdicts, in the order asked for. Repeating gives the same verdicts again.
+
+        But not ``more``: what an answer leased that got lost is told again to who says what is `known`.
+
+        Raises:
+            NetworkError: the verdicts are not of the tasks that were to be decided, or one leases another task.
+        """
+        settled = self._call("settle", m.Settled, body)
+        if [verdict.task_id for verdict in settled.tasks] != list(dict.fromkeys(body.decide)):
+            raise self._strange("settle", "decided other tasks than those it was asked about")
+        if any(verdict.task is not None and verdict.task.task_id != verdict.task_id for verdict in settled.tasks):
+            raise self._strange("settle", "leased another task than it decided on")
+        return settled
 
     def audit(self, body: m.AuditTasks) -> m.Audited:
         """Asks whether accepted tasks still hold. Repeating is harmless."""
@@ -186,6 +210,9 @@ class DiscoveryClient:
         return self._call("transfer", m.Transferred, body)
 
     # --- how ---
+
+    def _strange(self, name: str, what: str) -> NetworkError:
+        return NetworkError(f"the answer of {self.url} to {name} is wrong: it {what}; is it another version of EC262?")
 
     def _call(self, name: str, response: type[M], body: m.Message | None = None, **path: str) -> M:
         answer = self._answer(name, path, body)

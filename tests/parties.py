@@ -13,11 +13,26 @@ from werkzeug.test import TestResponse
 
 from discovery.app import Discovery
 from ec262.protocol import messages as m
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts, tokens_digest
 from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
 
 RIGHT = b"r" * 32
 WRONG = b"w" * 32
+
+
+def made_for(lease_id: str) -> list[bytes]:
+    """The digests of the tokens that a worker of these tests makes for a lease, and delivers unless told not to."""
+    return [hashlib.sha256(lease_id.encode()).digest()]
+
+
+def arrived(lease_ids: Sequence[str]) -> dict[str, bytes]:
+    """What a foreman says to whom these were delivered."""
+    return {lease_id: tokens_digest(made_for(lease_id)) for lease_id in lease_ids}
+
+
+def refusals(settled: m.Settled) -> list[int]:
+    """The positions of the bundles in which receipts do not count."""
+    return sorted({each.position for each in settled.refused_receipts})
 
 
 class Problem(Exception):
@@ -99,10 +114,16 @@ class Foreman(Caller):
         decide: Sequence[str] = (),
         lost: Sequence[str] = (),
         heard: Sequence[str] = (),
+        known: Sequence[str] = (),
     ) -> m.Settled:
         """Shows receipts and asks for verdicts."""
         body = m.Settle(
-            job_id=self.job_id, receipts=list(receipts), decide=list(decide), lost=list(lost), heard=list(heard)
+            job_id=self.job_id,
+            receipts=list(receipts),
+            decide=list(decide),
+            lost=list(lost),
+            heard=list(heard),
+            known=list(known),
         )
         return self.call("POST", "/v1/settlements", m.Settled, body)
 
@@ -178,18 +199,23 @@ class Worker:
         epoch: int | None = None,
     ) -> bytes:
         """A receipt bundle, true unless arguments say otherwise."""
+        listed = [
+            Receipt(lease_id, kind, commitment, [] if kind is Kind.REFUSED else made_for(lease_id), 0.5)
+            for lease_id in lease_ids
+        ]
         return seal_receipts(
             key or self.registered.worker_key,
             ReceiptBundle(
                 worker_id or self.worker_id,
                 self.registered.epoch if epoch is None else epoch,
-                [Receipt(lease_id, kind, commitment, [], 0.5) for lease_id in lease_ids],
+                listed,
             ),
         )
 
     def receipts(self, lease_ids: Sequence[str], commitment: bytes = RIGHT, kind: Kind = Kind.OK) -> m.SealedReceipts:
-        """A receipt bundle as a foreman shows it."""
-        return m.SealedReceipts(worker_id=self.worker_id, token=self.token(lease_ids, commitment, kind))
+        """A receipt bundle as a foreman shows it that has the results, too."""
+        token = self.token(lease_ids, commitment, kind)
+        return m.SealedReceipts(worker_id=self.worker_id, token=token, arrived=arrived(lease_ids))
 
 
 def answer_all(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from discovery.tasks import Move
+from discovery.changes import Move
 from ec262.errors import Malformed
 
 START = "start"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from discovery.archive.entry import with_whats
 from discovery.archive.segment import StreamId
-from discovery.tasks import Move
+from discovery.changes import Move
 
 DAY_MS = 86_400_000
 

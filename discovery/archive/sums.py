@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from discovery.archive.segment import Totals
-from discovery.tasks import Move
+from discovery.changes import Move
 
 KINDS = ("account:", "escrow:")
 MOST_FAULTS = 50

@@ -60,10 +60,14 @@ class Accounts:
         credits: int,
         *,
         network: str = "",
+        bound: bool = False,
         invitation_id: str = "",
         origins: Sequence[Origin] = (),
     ) -> tuple[str, int]:
         """Makes an account, with minted credits unless too many were made from where it comes.
+
+        Args:
+            bound: until it has spent as much as it was given, no worker of `network` is drawn for it.
 
         Returns:
             ``ok`` and the credits it got. Or, with nothing made: ``taken``, the id; ``invitation``, not a valid one;
@@ -73,7 +77,8 @@ class Accounts:
         limits = [part for origin in origins for part in (origin.name, origin.accounts, origin.grants)]
         made = self._run(
             "create_account",
-            *(account_id, secret_hash, name, credits, entry, -credits, network, invitation_id, *limits),
+            *(account_id, secret_hash, name, credits, entry, -credits, network, invitation_id),
+            *("1" if bound else "", *limits),
         )
         return made[0].decode(), made[1] if len(made) > 1 else 0
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis
 
 from discovery.credibility import Noise, Standing, Tally, standing
@@ -61,7 +62,9 @@ class Known:
         party: of the foreman.
         unvested: credits of its balance that may not be spent yet.
         noise, noisy: of the job.
-        effort: effort fees of undecided tasks that accounts had of the job.
+        effort: effort fees with a cap that accounts had of the job.
+        undelivered: workers of whose results its foreman said that they did not arrive.
+        held: hold fees that accounts' workers cost the foreman in the job.
         standings: by worker.
     """
 
@@ -70,6 +73,8 @@ class Known:
     noise: Noise
     noisy: bool
     effort: dict[str, int]
+    undelivered: frozenset[str]
+    held: dict[str, int]
     standings: Standings
 
 
@@ -106,21 +111,24 @@ class Reputations:
         found = self._scripts["standings"](
             args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
         )
-        party, unvested, answers, compared, differed, noisy, effort, *shared, own = found
+        party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(found)
+        noisy, effort, undelivered, held, *shared, own = rest
         standings = Standings()
         for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
             verified, doubts, words, banned, auditor = fields
-            row = (int(verified or 0), int(doubts or 0), int(words or 0), banned is not None, auditor is not None)
+            row = (int(verified or 0), int(doubts or 0), int(words or 0), bool(banned), bool(auditor))
             standings.add(worker_id, row, own[3 * number : 3 * number + 3])
         for number, each in enumerate(sample, len(worker_ids)):
             row = (each.verified, each.doubts, each.words, each.banned, each.auditor)
             standings.add(each.worker_id, row, own[3 * number : 3 * number + 3])
         return Known(
-            party=party.decode(),
+            party=party,
             unvested=max(0, unvested),
             noise=Noise(max(0, answers), compared, differed),
             noisy=bool(noisy),
-            effort={account.decode(): int(fee) for account, fee in zip(effort[::2], effort[1::2], strict=True)},
+            effort=_counts(effort),
+            held=_counts(held),
+            undelivered=frozenset(undelivered),
             standings=standings,
         )
 
@@ -230,7 +238,8 @@ class Reputations:
         """Forgets what is known of a job beside the records of its tasks; of these `task_ids` are not kept any more."""
         key = _key(job)
         pipeline = self._redis.pipeline(transaction=True)
-        pipeline.delete(key, *(f"{key}:{name}" for name in ("compared", "differed", "doubts", "effort", "recompute")))
+        names = ("compared", "differed", "doubts", "effort", "undelivered", "held", "recompute")
+        pipeline.delete(key, *(f"{key}:{name}" for name in names))
         for start in range(0, len(task_ids), 1000):
             pipeline.srem(f"{key}:tasks", *task_ids[start : start + 1000])
         pipeline.srem(f"{_PREFIX}closing", _name(job))
@@ -255,6 +264,11 @@ class Reputations:
     def _now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _counts(found: Sequence[str]) -> dict[str, int]:
+    """A hash's fields and their values as a script gives them."""
+    return {name: int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
 
 
 def _name(job: Job) -> str:

@@ -15,23 +15,19 @@ from typing import Any
 import msgspec
 
 from discovery.archive.entry import encode_entry, whats_of
+from discovery.changes import NEVER, Changes, Terms
 from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
 from discovery.store.books import Books
 from discovery.store.connection import connect
 from discovery.store.reputations import VESTING_MS, Reputations
-from discovery.tasks import NEVER, Changes, Terms
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
-_WORKER = [
-    *("account", "address", "port", "slots", "epoch", "used", "capacity", "verified", "doubts", "words", "accusers"),
-    *("share", "ask", "platform", "banned", "auditor", "terms"),
-]
-"""Fields of a worker; sample.lua names the same in the same order."""
-_records = msgspec.msgpack.Decoder(TaskRecord)
-_pack = msgspec.msgpack.Encoder().encode
+_records = msgspec.msgpack.Decoder(list[TaskRecord | None])
+_encoder = msgspec.msgpack.Encoder()
+_pack = _encoder.encode
 _CAPS = [
     *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
 ]
@@ -80,18 +76,13 @@ class Most:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Free workers drawn at random, and what was true at that moment.
-
-    Attributes:
-        network: the neighbourhood that the foreman's account was made from.
-    """
+    """Free workers drawn at random, and what was true at that moment."""
 
     now_ms: int
     balance: int
     workers: list[WorkerRecord]
     workers_alive: int
     slots_alive: int
-    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +197,16 @@ class Store:
     ) -> Sample:
         """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
-        Those that ask for less come first. Cost: with one capability or none, that of `count` workers and of how many
+        Those that ask for less come first. While the account has a bound gift to spend, there are no neighbours of it
+        among them. Cost: with one capability or none, that of `count` workers and of how many
         different things are asked for; with several also that of the rarest.
         """
         pools = pools_for(needs)
         found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)
-        now_ms, balance, network, workers, slots, *drawn = msgspec.msgpack.decode(found)
+        now_ms, balance, workers, slots, *drawn = msgspec.msgpack.decode(found)
         return Sample(
             now_ms=now_ms,
             balance=balance,
-            network=network,
             workers_alive=workers,
             slots_alive=slots,
             workers=[_worker(*pair) for pair in zip(drawn[::2], drawn[1::2], strict=True)],
@@ -223,18 +214,18 @@ class Store:
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for worker_id in worker_ids:
-            pipeline.hmget(f"{_PREFIX}worker:{worker_id}", _WORKER)
+        if not worker_ids:
+            return {}
+        found = msgspec.msgpack.decode(self._run("workers", *worker_ids))
         return {
-            worker_id: _worker(worker_id, [field and field.decode() for field in fields])
-            for worker_id, fields in zip(worker_ids, pipeline.execute(), strict=True)
-            if fields[0] is not None
+            worker_id: _worker(worker_id, fields)
+            for worker_id, fields in zip(worker_ids, found, strict=True)
+            if fields[0]
         }
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
-        """A worker's counters: agreed, dissented, refused, expired, earned."""
-        names = ["agreed", "dissented", "refused", "expired", "earned"]
+        """A worker's counters: agreed, dissented, refused, expired, undelivered, earned."""
+        names = ["agreed", "dissented", "refused", "expired", "undelivered", "earned"]
         values = self._redis.hmget(f"{_PREFIX}worker:{worker_id}", names)
         return {name: _int(value) for name, value in zip(names, values, strict=True)}  # type: ignore[arg-type]
 
@@ -251,19 +242,9 @@ class Store:
 
     def load(self, task_ids: Sequence[str]) -> tuple[int, dict[str, TaskRecord]]:
         """Redis' time in ms, and working copies of those tasks that there are."""
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.time()
-        if task_ids:
-            pipeline.mget([f"{_PREFIX}task:{task_id}" for task_id in task_ids])
-        (seconds, micros), *found = pipeline.execute()
-        now_ms = seconds * 1000 + micros // 1000
-        if not task_ids:
-            return now_ms, {}
-        return now_ms, {
-            task_id: _records.decode(data[8:])
-            for task_id, data in zip(task_ids, found[0], strict=True)
-            if data is not None
-        }
+        now_ms, found = self._run("load", *task_ids)
+        records = _records.decode(found)
+        return now_ms, {record.task_id: record for record in records if record is not None}
 
     def due(self, limit: int) -> list[str]:
         """Ids of tasks that need attention now."""
@@ -296,25 +277,32 @@ class Store:
         Raises:
             Conflict: what `changes` was decided on is no longer so.
         """
-        accounts: defaultdict[str, int] = defaultdict(int)
-        escrows: defaultdict[str, int] = defaultdict(int)
+        places: defaultdict[str, int] = defaultdict(int)
         for source, target, amount in changes.moves:
-            _add(accounts, escrows, source, -amount)
-            _add(accounts, escrows, target, amount)
-        tasks = []
-        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
-        blobs = [encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""]
+            places[source] -= amount
+            places[target] += amount
+        accounts, escrows = _split(places)
+        ids, versions, dues, sizes = [], [], [], []
+        blobs = bytearray()
         for record, version, due_ms in changes.tasks:
-            tasks.append((record.task_id, f"{version:08}" if version else "", NEVER if due_ms is None else due_ms))
+            ids.append(record.task_id)
+            versions.append(f"{version:08}" if version else "")
+            dues.append(NEVER if due_ms is None else due_ms)
             record.version = version + 1
-            blobs.append(b"" if due_ms is None else b"%08d%b" % (record.version, _pack(record)))
+            start = len(blobs)
+            if due_ms is not None:
+                blobs += b"%08d" % record.version
+                _encoder.encode_into(record, blobs, -1)
+            sizes.append(len(blobs) - start)
+        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
+        entry = encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""
         answer = self._run(
             "commit",
             _pack(
                 {
-                    "tasks": tasks,
-                    "accounts": [item for item in accounts.items() if item[1]],
-                    "escrows": [item for item in escrows.items() if item[1]],
+                    "tasks": (ids, versions, dues, sizes),
+                    "accounts": accounts,
+                    "escrows": escrows,
                     "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
                     "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
                     "counts": [(key, name, n) for (key, name), n in changes.counts.items() if n],
@@ -328,7 +316,7 @@ class Store:
                         (
                             *(f"{account}:{job}", sum(each.compared.values())),
                             *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(each.accepted, each.recompute),
+                            *(_flat(each.undelivered), each.accepted, each.recompute, _flat(each.held)),
                         )
                         for (account, job), each in changes.jobs.items()
                     ],
@@ -337,11 +325,14 @@ class Store:
                     "caps": _CAPS,
                     "kept": now_ms + terms.kept_ms,
                     "most_share": terms.most_share,
+                    "denied": [(worker, *parties) for worker, parties in changes.denied.items()],
+                    "hold": (terms.hold_cap, terms.hold_foremen),
                     "idempotency": list(idempotency) if idempotency else [],
                     "now": now_ms,
                 }
             ),
-            *blobs,
+            entry,
+            bytes(blobs),
         )
         if answer[0] != b"ok":
             raise Conflict(answer[0].decode(), [which.decode() for which in answer[1:]])
@@ -389,9 +380,9 @@ class Store:
 
 def _share(changes: Changes, worker_id: str) -> int:
     """What becomes of a worker's share: 1 whole again, -1 halved."""
-    if worker_id in changes.restored:
-        return 1
-    return -1 if worker_id in changes.halved else 0
+    if worker_id in changes.halved:
+        return -1
+    return 1 if worker_id in changes.restored else 0
 
 
 def _flat(counts: dict[str, int]) -> list[str | int]:
@@ -406,15 +397,21 @@ def _vesting(changes: Changes) -> list[tuple[str, int, int]]:
     return [(account, bucket, amount) for (account, bucket), amount in buckets.items() if amount]
 
 
-def _add(accounts: dict[str, int], escrows: dict[str, int], place: str, amount: int) -> None:
-    if place.startswith("escrow:"):
-        escrows[place[7:]] += amount
-    else:
-        accounts[place] += amount
+def _split(places: dict[str, int]) -> tuple[list[tuple[str, int]], tuple[list[str], list[int]]]:
+    """What accounts gain; and tasks' escrows with what they gain."""
+    accounts = []
+    tasks, gains = [], []
+    for place, amount in places.items():
+        if amount and place.startswith("escrow:"):
+            tasks.append(place[7:])
+            gains.append(amount)
+        elif amount:
+            accounts.append((place, amount))
+    return accounts, (tasks, gains)
 
 
 def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
-    """A worker from the fields that `_WORKER` names; what it does not have is false, or None."""
+    """A worker from the fields that sample.lua and workers.lua name; what it does not have is false."""
     account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor, terms = fields
     verified, doubts, words, accusers = known
     return WorkerRecord(

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ec262.protocol.credits import AT_HAND
+
 LOOK_AHEAD_S = 0.5
 """How much work, by its measured speed, a worker should have at hand."""
-LEAST_PER_SLOT = 2
+LEAST_PER_SLOT = AT_HAND
 """One task runs, one waits."""
 RATE_WINDOW_S = 0.03
 DOWN_S = 4.0

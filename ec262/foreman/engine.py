@@ -109,7 +109,7 @@ class Engine:
     Attributes:
         job_id: the job's id.
         schedule: the phase that runs.
-        dissenters: workers whose results others outvoted.
+        dissenters: workers whose results others outvoted, or were other bytes than their receipts name.
     """
 
     def __init__(

@@ -204,9 +204,10 @@ class Journal:
         self._append(Pushed(lease_ids), _tasks_of(lease_ids))
         self._sent(self._unsent.sent(lease_ids))
 
-    def came(self, worker_id: str, receipts: bytes, results: list[tuple[str, list[bytes]]]) -> None:
+    def came(self, receipts: m.SealedReceipts, results: list[tuple[str, list[bytes]]]) -> None:
         """Results came. To be called before they are settled, and before the worker is told that they came."""
-        self._append(Came(worker_id, receipts, results), _tasks_of(lease_id for lease_id, _ in results))
+        record = Came(receipts.worker_id, receipts.token, results, receipts.arrived)
+        self._append(record, _tasks_of(lease_id for lease_id, _ in results))
 
     def decided(self, verdict: m.TaskVerdict) -> None:
         """Discovery has accepted a result. To be called before it is handed on."""
@@ -276,6 +277,16 @@ class Journal:
         self.tasks[where[:2]] = self._by_id[given.task_id] = known
         leases = [(replica.lease_id, replica.worker_id, replica.price) for replica in given.replicas]
         self.leased(where, given.task_id, given.input_key, (known.attempts, known.losses), leases)
+
+    def worker_of(self, lease_id: str) -> str:
+        """Whose lease it is, of a task from before that was not taken yet; empty: it is none of these tasks'."""
+        known = self._by_id.get(task_of(lease_id))
+        return known.leases.get(lease_id, "") if known is not None else ""
+
+    def has_come(self, lease_id: str) -> bool:
+        """Whether a result of it came, of a task from before that was not taken yet."""
+        known = self._by_id.get(task_of(lease_id))
+        return known is not None and lease_id in known.results
 
     def keep(self, lease_id: str, tokens: list[bytes]) -> bool:
         """Keeps a result for a task from before that was not taken yet; False: it is none of these tasks'."""
@@ -481,12 +492,12 @@ class Journal:
                 for lease_id in lease_ids:
                     if (held := self._by_id.get(task_of(lease_id))) is not None:
                         held.pushed.add(lease_id)
-            case Came(worker_id, receipts, results):
+            case Came(worker_id, receipts, results, arrived):
                 owners = self._known(lease_id for lease_id, _ in results)
                 for lease_id, tokens in results:
                     if (held := self._by_id.get(task_of(lease_id))) is not None:
                         held.results[lease_id] = tokens
-                self._bundles.append((m.SealedReceipts(worker_id=worker_id, token=receipts), owners))
+                self._bundles.append((m.SealedReceipts(worker_id=worker_id, token=receipts, arrived=arrived), owners))
             case Decided(encoded):
                 verdict = m.decode(m.TaskVerdict, encoded)
                 owners = self._known([verdict.task_id])

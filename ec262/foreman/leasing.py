@@ -83,7 +83,8 @@ class Leasing:
                 continue
             session.purse.price, session.purse.balance = leased.price, leased.balance
             schedule.slots_alive = leased.network.slots
-            self._put_back(tasks[len(leased.tasks) :])
+            found = {given.position for given in leased.tasks}
+            self._put_back([task for position, task in enumerate(tasks) if position not in found])
             if leased.tasks:
                 idle_since = None
                 self._send(key, tasks, leased, most)
@@ -216,7 +217,8 @@ class Leasing:
         for worker in leased.workers:
             session.know(worker)
         pairs: Pairs = []
-        for task, given in zip(tasks, leased.tasks, strict=False):
+        for given in leased.tasks:
+            task = tasks[given.position]
             task.replicas = {}
             task.most_replicas = most_replicas
             pairs += [(task, replica) for replica in session.take(task, given)]
@@ -240,6 +242,6 @@ class Leasing:
             )
         return (
             f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
-            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or be all your own "
-            "or each other's neighbours on a public network"
+            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or, on a public "
+            "network, be all your own, each other's neighbours, or yours: starting credits buy nothing of these"
         )

@@ -12,6 +12,7 @@ from ec262.errors import ProblemError
 from ec262.foreman.peers import PeerUnreachable
 from ec262.foreman.session import Session
 from ec262.protocol import messages as m
+from ec262.protocol.receipts import digests_of, tokens_digest
 
 log = logging.getLogger("ec262.foreman")
 
@@ -100,20 +101,31 @@ class Polling:
     def _take(self, worker_id: str, answer: m.Results) -> None:
         session = self._session
         schedule = session.schedule
+        journal = session.journal
         now = time.monotonic()
         came = []
+        arrived = {}
         for result in answer.results:
-            task = schedule.reported(result.lease_id, result.tokens, now)
+            lease_id = result.lease_id
+            whose = schedule.worker_of(lease_id) or (journal.worker_of(lease_id) if journal is not None else "")
+            if whose not in ("", worker_id) or schedule.has_come(lease_id):
+                continue  # nobody speaks for another worker's lease, and what came first counts
+            task = schedule.reported(lease_id, result.tokens, now)
             if task is None:
                 # A foreman that goes on may not have come to the task yet: its input is read in the meantime.
-                wanted = session.journal is not None and session.journal.keep(result.lease_id, result.tokens)
+                if journal is not None and journal.has_come(lease_id):
+                    continue
+                wanted = journal is not None and journal.keep(lease_id, result.tokens)
             else:
                 wanted = task.state == "out"
+            if result.tokens:
+                arrived[lease_id] = tokens_digest(digests_of(result.tokens))
             if wanted:
-                came.append((result.lease_id, result.tokens))
-        if session.journal is not None and came:
-            session.journal.came(worker_id, answer.receipts, came)
-        session.receipts.append(m.SealedReceipts(worker_id=worker_id, token=answer.receipts))
+                came.append((lease_id, result.tokens))
+        receipts = m.SealedReceipts(worker_id=worker_id, token=answer.receipts, arrived=arrived)
+        if journal is not None and came:
+            journal.came(receipts, came)
+        session.receipts.append(receipts)
         session.to_settle.set()
 
     def _forgotten(self, worker_id: str, pushed_before: set[str] | None) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -81,11 +82,12 @@ class Pushed(Record, frozen=True, array_like=True, tag="pushed"):
 
 
 class Came(Record, frozen=True, array_like=True, tag="came"):
-    """Results came, with the receipts that they are settled with."""
+    """Results came, with the receipts that they are settled with. `arrived`: as discovery is told."""
 
     worker_id: str
     receipts: bytes
     results: list[tuple[str, list[bytes]]]
+    arrived: dict[str, bytes] = {}
 
 
 class Decided(Record, frozen=True, array_like=True, tag="decided"):
@@ -202,3 +204,8 @@ class Remembered:
 def task_of(lease_id: str) -> str:
     """The id of the task that a lease is of."""
     return lease_id.partition(".")[0]
+
+
+def last_of(lease_ids: Iterable[str]) -> str:
+    """Of leases of one task the one that came last."""
+    return max(lease_ids, key=lambda lease_id: int(lease_id.partition(".")[2]))

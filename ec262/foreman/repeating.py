@@ -115,8 +115,10 @@ class Repeating:
         for worker in leased.workers:
             session.know(worker)
         if not request.answered:
-            for (phase, number), task, given in zip(asked.places, wanted.tasks, leased.tasks, strict=False):
-                self._journal.leased_again((phase, number, task.input_digest), given)
+            # A task that is left out is leased to nobody: it is not known then, and is leased like any other.
+            for given in leased.tasks:
+                phase, number = asked.places[given.position]
+                self._journal.leased_again((phase, number, wanted.tasks[given.position].input_digest), given)
         again = Again(leased.workers, set())
         for given in leased.tasks:
             leases = self._unconfirmed(given)

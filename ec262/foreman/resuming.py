@@ -9,16 +9,13 @@ from ec262.errors import JobFailed
 from ec262.foreman.journal import Journal
 from ec262.foreman.payloads import describe
 from ec262.foreman.polling import Polling
-from ec262.foreman.records import Remembered
+from ec262.foreman.records import Remembered, last_of
 from ec262.foreman.repeating import Repeating
 from ec262.foreman.schedule import Peer, Task
 from ec262.foreman.session import Session, where
 from ec262.foreman.settling import Settling
 
 log = logging.getLogger("ec262.foreman")
-
-UNKNOWN_REPLICAS = 3
-"""So many replicas beyond those known are named lost: discovery may have added one just before the kill."""
 
 
 class Resuming:
@@ -85,6 +82,10 @@ class Resuming:
             self._settling.accept(task, known.verdict)
         elif not task.answered and not task.any_out:
             session.start_over(task, "its push was interrupted", counts=False)
+        else:
+            # Discovery may have added replicas just before the kill: it tells them with its next verdict. It is not
+            # asked for one before that is due: what it accepts may be what a worker showed and nobody has fetched yet.
+            session.unsure[task.task_id] = last_of(known.leases)
         return True
 
     def _take_up(self, task: Task, known: Remembered, unsent: set[str]) -> None:
@@ -94,7 +95,7 @@ class Resuming:
         now = time.monotonic()
         for lease_id, price in known.prices.items():
             if lease_id not in known.paid:
-                session.purse.leased(lease_id, price, now + session.timeout_s)
+                session.purse.leased(lease_id, price, now + session.escrow_s)
         # A worker that did not say that it took a lease may have it all the same. It is sent it again, where that can
         # be done. Where nothing may run twice it is waited for; elsewhere somebody else is asked.
         expected = known.pushed | unsent
@@ -111,8 +112,6 @@ class Resuming:
                 self._polling.see_to(worker_id)
         if unsent:
             self._repeating.add(task, [task.replicas[lease_id] for lease_id in sorted(unsent)])
-        first = 1 + max((int(lease_id.partition(".")[2]) for lease_id in known.leases), default=-1)
         session.lost += [lease_id for lease_id in known.leases if lease_id not in expected]
-        session.lost += [f"{known.task_id}.{number}" for number in range(first, first + UNKNOWN_REPLICAS)]
         session.to_watch.set()
         session.to_settle.set()

@@ -181,6 +181,16 @@ class Schedule:
 
     # --- what workers say ---
 
+    def worker_of(self, lease_id: str) -> str:
+        """Whose lease it is; empty: it is not known."""
+        task = self._by_lease.get(lease_id)
+        return "" if task is None else task.replicas[lease_id].worker_id
+
+    def has_come(self, lease_id: str) -> bool:
+        """Whether a result of it came."""
+        task = self._by_lease.get(lease_id)
+        return task is not None and task.replicas[lease_id].state == "came"
+
     def reported(self, lease_id: str, tokens: list[bytes], now: float) -> Task | None:
         """A result came. None: of a lease that is unknown, or came before."""
         task = self._by_lease.get(lease_id)
@@ -227,6 +237,24 @@ class Schedule:
                 self._mark_due(task)
             elif not task.any_out:
                 self._drop(task)
+        return gone
+
+    def rejected(self, worker_id: str, lease_ids: Iterable[str]) -> list[tuple[Task, Replica]]:
+        """Results came, but their worker's receipts do not count, and so nothing comes of them. Returns those that were
+        waited for."""
+        gone = []
+        for lease_id in lease_ids:
+            task = self._by_lease.get(lease_id)
+            if task is None or task.state != "out":
+                continue
+            replica = task.replicas[lease_id]
+            if replica.worker_id != worker_id or replica.state != "came":
+                continue
+            self._let_go(replica)
+            replica.state = "gone"
+            self.retried += 1
+            self._mark_due(task)
+            gone.append((task, replica))
         return gone
 
     def leases_out(self, worker_id: str, *, pushed: bool = True) -> list[str]:

@@ -22,6 +22,7 @@ from ec262.foreman.records import Kept
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.policy import Policy
 from ec262.protocol import messages as m
+from ec262.protocol.credits import least_timeout_s
 
 log = logging.getLogger("ec262.foreman")
 
@@ -43,10 +44,12 @@ class Session:
         to_lease, to_settle, to_watch: wake who leases, settles, watches the clock.
         phase_over: the phase has ended, well or not.
         receipts: shown to discovery next; `lost`: leases it is told to count on no longer.
+        unsure: tasks that discovery may have leased further, by id, with the last lease that is known of each.
         leasing, pushing: requests for leases, and to workers, that are under way; `settling`: a settlement is.
         closing: no task is leased any more.
         phases: of the tasks that were seen, as a journal names them.
         accepted: with a confidence, the results that discovery believes; `closed`: for good.
+        timeout_s: until a task is given up at a worker; `escrow_s`: until its lease's deadline, which may be later.
         answers: how workers agreed; `disputes`: what was not as they had committed themselves.
         failure: why the job ends early.
     """
@@ -71,12 +74,14 @@ class Session:
         self.job_id = job_id
         self.changed = changed
         self.timeout_s = policy.timeout_s or max(DEFAULT_TIMEOUT_S, 4 * policy.cpu_limit_s)
+        self.escrow_s = max(self.timeout_s, least_timeout_s(policy.cpu_limit_s))
         self.clients: dict[str, PeerClient] = {}
         self.program_tokens: list[bytes] = []
         self.poll_key = b""
         self.to_lease, self.to_settle, self.to_watch, self.phase_over = Event(), Event(), Event(), Event()
         self.receipts: list[m.SealedReceipts] = []
         self.lost: list[str] = []
+        self.unsure: dict[str, str] = {}
         self.dissenters: set[str] = set()
         self.leasing = self.pushing = 0
         self.settling = False
@@ -183,7 +188,7 @@ class Session:
             self.journal.leased(where(task), given.task_id, given.input_key, tries, priced)
         now = time.monotonic()
         for (lease_id, _), price in zip(leases, prices, strict=True):
-            self.purse.leased(lease_id, price, now + self.timeout_s)
+            self.purse.leased(lease_id, price, now + self.escrow_s)
         if task.reserve:  # what was put aside for them
             used = min(task.reserve, self.purse.price * len(leases))
             task.reserve -= used
@@ -207,6 +212,20 @@ class Session:
         log.info("worker %s %s: %d tasks given up", worker_id, why, len(gone))
         if self.journal is not None:
             self.journal.given_up([replica.lease_id for _, replica in gone])
+        self._do_without(worker_id, gone, why, started=started)
+
+    def reject(self, worker_id: str, lease_ids: Sequence[str], why: str) -> None:
+        """Discovery does not take a worker's receipts for results that came: they are as good as lost."""
+        gone = self.schedule.rejected(worker_id, lease_ids)
+        if not gone:
+            return
+        log.warning("worker %s: its receipts for %d tasks do not count: %s", worker_id, len(gone), why)
+        self.dissenters.add(worker_id)
+        for task, _ in gone:
+            task.shunned.add(worker_id)
+        self._do_without(worker_id, gone, "gave no receipt that counts", started=True)
+
+    def _do_without(self, worker_id: str, gone: list[tuple[Task, Replica]], why: str, *, started: bool) -> None:
         policy = self.policy
         for task, replica in gone:
             self.lost.append(replica.lease_id)

@@ -12,6 +12,7 @@ from ec262.errors import JobFailed, Malformed, NetworkError, NoWorkers, ProblemE
 from ec262.foreman.attempts import DisputedResult
 from ec262.foreman.payloads import describe, dispute_of, open_result
 from ec262.foreman.pushing import Pairs, Pushing
+from ec262.foreman.records import last_of
 from ec262.foreman.schedule import Replica, Task
 from ec262.foreman.session import Session
 from ec262.protocol import messages as m
@@ -156,15 +157,16 @@ class Settling:
         lost, session.lost = session.lost[:SETTLE_LOST], session.lost[SETTLE_LOST:]
         ids = [task.task_id for task in due]
         heard = session.accepted.to_hear(SETTLE_HEARD) if session.policy.confidence else []
-        settled = self._ask(m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost, heard=heard))
+        known = [session.unsure.pop(task_id) for task_id in ids if task_id in session.unsure]
+        settled = self._ask(
+            m.Settle(job_id=session.job_id, receipts=receipts, decide=ids, lost=lost, heard=heard, known=known)
+        )
         session.purse.balance = settled.balance
         session.accepted.heard(heard)
         if settled.recompute:
             session.accepted.recall(settled.recompute)
         if settled.clarity < session.answers.clarity:
             self._note_clarity(settled.clarity)
-        if settled.refused_receipts:
-            log.warning("discovery does not take %d receipt bundles", len(settled.refused_receipts))
         for worker in settled.workers:
             session.know(worker)
         self._book(settled)
@@ -188,6 +190,9 @@ class Settling:
                     pending.append(task)
             else:
                 session.start_over(task, verdict.reason or "discovery forgot the task")
+        for refused in settled.refused_receipts:
+            bundle = receipts[refused.position]
+            session.reject(bundle.worker_id, refused.leases or list(bundle.arrived), refused.reason)
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
 
@@ -285,5 +290,8 @@ class Settling:
 
     def _ask_again(self, tasks: list[Task]) -> None:
         for task in tasks:
+            if task.state == "out":
+                # An answer that leased further replicas may have been lost, as where discovery was killed.
+                self._session.unsure[task.task_id] = last_of(task.replicas)
             self._session.schedule.ask_again(task)
         self._session.to_settle.set()

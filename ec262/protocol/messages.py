@@ -41,6 +41,8 @@ Platform = Annotated[
 
 MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
+MAX_ARRIVED = 20_000
+"""Results that arrive with one bundle of receipts."""
 MAX_CAPABILITIES = 16
 MAX_NAMED = 16
 """Accounts, and jobs, that a worker allows, and that it denies: discovery looks at them for each lease."""
@@ -280,11 +282,15 @@ class LeasedReplica(Message, frozen=True, kw_only=True):
 
 
 class LeasedTask(Message, frozen=True, kw_only=True):
-    """A task with its workers. `input_key` seals its input, the same bytes for every replica."""
+    """A task with its workers. `input_key` seals its input, the same bytes for every replica.
+
+    `position` says which of the tasks asked for it is, from 0; in ``more`` it says nothing, the verdict names the task.
+    """
 
     task_id: str
     input_key: Digest
     replicas: list[LeasedReplica]
+    position: Annotated[int, Meta(ge=0, le=MAX_TASKS_A_REQUEST - 1)] = 0
 
 
 class AssignedWorker(Message, frozen=True, kw_only=True):
@@ -305,7 +311,11 @@ class NetworkState(Message, frozen=True, kw_only=True):
 
 
 class Leased(Message, frozen=True, kw_only=True):
-    """What was assigned: the first ``len(tasks)`` of the tasks asked for. `price` is the most a replica may cost."""
+    """What was assigned: the first of the tasks asked for, as many as there were workers and credits for.
+
+    An answer that is given again leaves out tasks of which discovery has no keys any more: they are not leased. So what
+    a task is follows from its `position`, never from its place in `tasks`. `price` is the most a replica may cost.
+    """
 
     program_key: Digest
     poll_key: Digest
@@ -317,10 +327,15 @@ class Leased(Message, frozen=True, kw_only=True):
 
 
 class SealedReceipts(Message, frozen=True, kw_only=True):
-    """A receipt bundle as the worker sealed it."""
+    """A receipt bundle as the worker sealed it, and the results that arrived with it.
+
+    `arrived` names a result by SHA-256 over the SHA-256 of its sealed tokens, by lease. A result that is not named did
+    not arrive.
+    """
 
     worker_id: Id
     token: Token
+    arrived: Annotated[dict[LeaseId, Digest], Meta(max_length=MAX_ARRIVED)] = {}
 
 
 class Settle(Message, frozen=True, kw_only=True):
@@ -328,7 +343,8 @@ class Settle(Message, frozen=True, kw_only=True):
 
     `lost` names leases the foreman no longer waits for: verdicts are made without them, so that ``more`` can lease a
     further replica, but a receipt that comes all the same still counts. `heard` names tasks of which the foreman knows
-    by now that they are to be computed again.
+    by now that they are to be computed again. `known` names the last replica that the foreman knows of a task to be
+    decided, where it was killed and may have lost an answer: further ones that are out are told again, with ``more``.
     """
 
     job_id: Id
@@ -336,6 +352,7 @@ class Settle(Message, frozen=True, kw_only=True):
     decide: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     lost: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    known: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
 class ReleasedKey(Message, frozen=True, kw_only=True):
@@ -375,6 +392,17 @@ class LateReplica(Message, frozen=True, kw_only=True):
     paid: bool
 
 
+class RefusedReceipts(Message, frozen=True, kw_only=True):
+    """Receipts that do not count, by the position of their bundle; without `leases` the whole bundle.
+
+    `reason` says why, and whose fault that may be.
+    """
+
+    position: int
+    leases: list[str] = []
+    reason: str
+
+
 class Settled(Message, frozen=True, kw_only=True):
     """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
 
@@ -386,7 +414,7 @@ class Settled(Message, frozen=True, kw_only=True):
     tasks: list[TaskVerdict]
     late: list[LateReplica] = []
     workers: list[AssignedWorker]
-    refused_receipts: list[int]
+    refused_receipts: list[RefusedReceipts]
     balance: int
     recompute: list[str] = []
     clarity: float = 1.0
@@ -437,8 +465,9 @@ class Disputed(Message, frozen=True, kw_only=True):
     """What became of a dispute.
 
     ``upheld``: the worker lost; `refund` of its pay came back, as much as it could not have spent yet. ``refused``: the
-    bytes are those committed to; the foreman paid `fee` to the worker. ``unproven``: what was shown does not say who is
-    right, and nothing moved. `recompute`: the task is to be computed again.
+    bytes are those committed to; the foreman paid `fee` to the worker, as far as it had it. ``unproven``: what was
+    shown does not say who is right, and nothing moved. `recompute`: the task is to be computed again. Asked again,
+    nothing moves a second time.
     """
 
     lease_id: str

@@ -6,15 +6,22 @@ foreman, who cannot open a receipt, learns neither the result nor whether two wo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ec262.errors import SealBroken
 from ec262.protocol.framing import parts_digest
 from ec262.protocol.keys import Label, derive
 from ec262.protocol.sealing import seal, unseal
+
+MAX_RESULT_TOKENS = 65_536
+"""Of a result: as many as a dispute can name."""
+TokenDigest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Kind(StrEnum):
@@ -36,8 +43,8 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
         lease_id: the replica.
         kind: how it ended.
         commitment: 32 bytes, `result_commitment` or `failure_commitment`.
-        token_digests: SHA-256 of each sealed token of the result: binds the worker to what it delivers, for the
-            day a foreman disputes it.
+        token_digests: SHA-256 of each sealed token of the result: binds the worker to what it delivers. Only of
+            `Kind.REFUSED` there are none.
         cpu_s: CPU seconds used.
         reason: for `Kind.REFUSED`, why.
     """
@@ -45,7 +52,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
     lease_id: str
     kind: Kind
     commitment: bytes
-    token_digests: list[bytes]
+    token_digests: Annotated[list[TokenDigest], Meta(max_length=MAX_RESULT_TOKENS)]
     cpu_s: float
     reason: str = ""
 
@@ -76,6 +83,16 @@ def failure_commitment(kind: Kind, *facts: str) -> bytes:
     """
     encoded = [fact.encode("utf-8", "surrogatepass") for fact in facts]
     return parts_digest(encoded, domain=b"failure " + kind.value.encode())
+
+
+def digests_of(tokens: Sequence[bytes]) -> list[bytes]:
+    """SHA-256 of each sealed token of a result, as receipts name them."""
+    return [hashlib.sha256(token).digest() for token in tokens]
+
+
+def tokens_digest(digests: Sequence[bytes]) -> bytes:
+    """SHA-256 over the digests of a result's tokens, 32 bytes: enough to tell whether it is the one that was named."""
+    return hashlib.sha256(b"".join(digests)).digest()
 
 
 def seal_receipts(worker_key: bytes, bundle: ReceiptBundle) -> bytes:

@@ -87,7 +87,7 @@ ROUTES: tuple[Route, ...] = (
           "Ask whether accepted tasks still hold; close a job", ("unauthorized", "conflict", *_BODY)),
     Route("dispute", "discovery", "POST", "/v1/disputes", "account", m.Dispute, m.Disputed,
           "Show that a paid result is not what its worker committed itself to",
-          ("unauthorized", "insufficient-credits", "unknown-task", "conflict", *_BODY), 32 * MEGABYTE),
+          ("unauthorized", "unknown-task", "conflict", *_BODY), 32 * MEGABYTE),
     Route("explain", "discovery", "GET", "/v1/tasks/<task_id>/explanation", "account", None, m.Explanation,
           "Who answered a task, what they weighed, and why it was decided so", ("unauthorized", "unknown-task")),
     Route("report_job", "discovery", "PUT", "/v1/jobs/<job_id>", "account", m.JobReport, m.JobReported,

@@ -13,8 +13,10 @@ class ReplicaState(StrEnum):
 
     OPEN = "open"
     """leased; no receipt yet; its price is in escrow"""
+    SHOWN = "shown"
+    """a receipt is known, but its foreman does not say that the result arrived; its price is in escrow"""
     REPORTED = "reported"
-    """a receipt is recorded; its price is in escrow until the task is decided"""
+    """a receipt is recorded, and the result arrived; its price is in escrow until the task is decided"""
     PAID = "paid"
     """agreed with what counts; the escrow went to the worker's account"""
     DISSENTED = "dissented"
@@ -34,6 +36,7 @@ class ReplicaState(StrEnum):
 class ReplicaEvent(StrEnum):
     """What can happen to a replica."""
 
+    RECEIPT_SHOWN = "receipt shown"
     RECEIPT_RECORDED = "receipt recorded"
     REFUSAL_RECORDED = "refusal recorded"
     AGREED = "agreed"
@@ -81,9 +84,15 @@ R, RE, T, TE = ReplicaState, ReplicaEvent, TaskState, TaskEvent
 
 REPLICA_TRANSITIONS: dict[tuple[ReplicaState, ReplicaEvent], ReplicaState] = {
     (R.OPEN, RE.RECEIPT_RECORDED): R.REPORTED,
+    (R.OPEN, RE.RECEIPT_SHOWN): R.SHOWN,
     (R.OPEN, RE.REFUSAL_RECORDED): R.REFUSED,
     (R.OPEN, RE.FELL_DUE): R.EXPIRED,
     (R.OPEN, RE.WORKER_RESTARTED): R.EXPIRED,
+    (R.SHOWN, RE.RECEIPT_RECORDED): R.REPORTED,
+    (R.SHOWN, RE.AGREED): R.PAID,
+    (R.SHOWN, RE.DISAGREED): R.DISSENTED,
+    (R.SHOWN, RE.LEFT_UNDECIDED): R.RELEASED,
+    (R.SHOWN, RE.EFFORT_OWED): R.COMPENSATED,
     (R.REPORTED, RE.AGREED): R.PAID,
     (R.REPORTED, RE.DISAGREED): R.DISSENTED,
     (R.REPORTED, RE.LEFT_UNDECIDED): R.RELEASED,
@@ -107,7 +116,9 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {
     (T.EXPIRED, TE.GRACE_ENDED): T.FORGOTTEN,
 }
 
-HOLDS_ESCROW = frozenset({R.OPEN, R.REPORTED})
+AWAITED = frozenset({R.OPEN, R.SHOWN})
+"""States in which a replica's result may still arrive."""
+HOLDS_ESCROW = frozenset({R.OPEN, R.SHOWN, R.REPORTED})
 """States in which a replica's price is in escrow and its worker's slot is taken."""
 
 

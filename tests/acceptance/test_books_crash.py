@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,9 @@ class Fleet:
         if self.server is not None:
             os.kill(self.server.pid, signal.SIGKILL)
         else:
-            os.kill(json.loads((self.data / "lock").read_text())["server"], signal.SIGKILL)
+            # One whose discovery was killed a moment ago may have ended of that.
+            with suppress(ProcessLookupError):
+                os.kill(json.loads((self.data / "lock").read_text())["server"], signal.SIGKILL)
 
     def verify(self) -> None:
         """`ec262 ledger verify` finds no fault."""

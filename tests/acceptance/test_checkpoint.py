@@ -39,7 +39,7 @@ def show(progress):
 
 report = ec262.run_job(data, mapper=spin, reducer=total, discovery=sys.argv[1], checkpoint="kept", output="made",
                        output_format="json", reducers=6, redundancy=int(sys.argv[2]), progress=show,
-                       wait_for_workers_s=60, timeout_s=20, backup_tasks=False)
+                       wait_for_workers_s=60, timeout_s=20, cpu_limit_s=10, backup_tasks=False)
 print("report", report.credits_spent, report.map_tasks, report.reduce_tasks, flush=True)
 """
 

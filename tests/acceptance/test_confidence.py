@@ -20,7 +20,7 @@ from ec262.foreman.session import CreditLimitReached
 from tests.acceptance.conftest import Network
 from tests.acceptance.test_backtracking import LIAR
 from tests.acceptance.test_network import audit
-from tests.processes import ROOT, Process
+from tests.processes import ROOT, Process, until
 
 MakeNetwork = Callable[..., Network]
 PUBLIC = ("--network", "public", "--distinct", "account", "--address-accounts", "0", "--address-grants", "0")
@@ -149,24 +149,46 @@ def test_workers_that_ask_for_more_are_paid_it_where_it_is_offered(make_network:
 KILLED = """
 import os, signal, sys
 import ec262
-from ec262.backends.base import Backend
+from ec262.discovery_client import DiscoveryClient
+from ec262.foreman.journal import Journal
 from tests.acceptance.test_confidence import LINES, words, total
 
-def show(progress):
-    if len(sys.argv) > 2 and (progress.phase, progress.done >= int(sys.argv[3])) == (sys.argv[2], True):
+seen = {}
+
+def happened(what):
+    seen[what] = seen.get(what, 0) + 1
+    if sys.argv[2:] == [what, str(seen[what])]:
         os.kill(os.getpid(), signal.SIGKILL)
 
+def show(progress):
+    happened(progress.phase)
+
+def kept(journal, record, note=Journal.kept):
+    note(journal, record)
+    happened("kept " + record.phase)
+
+def settle(client, body, ask=DiscoveryClient.settle):
+    settled = ask(client, body)
+    if any(verdict.verdict == "more" for verdict in settled.tasks):
+        happened("more")
+    return settled
+
+Journal.kept, DiscoveryClient.settle = kept, settle
 report = ec262.run_job(LINES, mapper=words, reducer=total, discovery=sys.argv[1], checkpoint="kept", output="made",
                        output_format="json", reducers=4, items_per_task=1, rehearse=False, progress=show,
-                       wait_for_workers_s=60, timeout_s=20)
+                       wait_for_workers_s=60, timeout_s=20, backup_tasks=False)
 print(report.credits_spent, report.map_tasks, report.reduce_tasks, report.believed.unaudited)
 """
 
 
-@pytest.mark.parametrize("phase, done", [("map", 20), ("reduce", 0), ("writing", 0)])
+@pytest.mark.parametrize(
+    "event, times", [("kept map", 20), ("reduce", 1), ("kept reduce", 1), ("writing", 1), ("more", 2)]
+)
 def test_a_killed_foreman_goes_on_and_what_it_had_is_audited_too(
-    make_network: MakeNetwork, phase: str, done: int
+    make_network: MakeNetwork, event: str, times: int
 ) -> None:
+    """Killed at events that always come: when the twentieth result is noted, when a phase begins, and when further
+    replicas are leased and not noted yet."""
     network = public(make_network, 5)
     folder = network.directory / "job"
     folder.mkdir()
@@ -184,13 +206,17 @@ def test_a_killed_foreman_goes_on_and_what_it_had_is_audited_too(
             check=False,
         )
 
-    killed = run(phase, str(done))
+    killed = run(event, str(times))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     made = run()
     assert made.returncode == 0, made.stderr
     lines = [json.loads(line) for name in sorted(folder.glob("made_0*")) for line in name.read_text().splitlines()]
     assert dict(lines) == EXPECTED
     _, maps, _, unaudited = map(int, made.stdout.split())
-    assert (maps, unaudited) == (0 if phase == "writing" else len(LINES), 0), "what is complete is not looked at again"
+    assert (maps, unaudited) == (0 if event == "writing" else len(LINES), 0), "what is complete is not looked at again"
     spent = int(str(network.account("foreman")["spent"]))
     assert spent <= (len(LINES) + 4) * 5 + 10, "nothing was paid for twice"
+    if event == "more":
+        # What the lost answer leased was sent, and is paid for: nobody has to be released from it, which costs a fee.
+        until(lambda: network.account("foreman")["escrow"] == 0, 60, "an empty escrow")
+        assert network.credits()["burnt"] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -14,9 +13,18 @@ from discovery.app import Discovery
 from discovery.ledger import verify
 from ec262.protocol import messages as m
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import (
+    Kind,
+    Receipt,
+    ReceiptBundle,
+    digests_of,
+    result_commitment,
+    seal_receipts,
+    tokens_digest,
+)
 from ec262.protocol.sealing import seal
 from ec262.protocol.tickets import Ticket
+from tests.clock import Clock
 from tests.parties import Caller, Foreman, Problem, Worker
 
 HOME = "198.51.100.7"
@@ -63,11 +71,12 @@ def deliver(
 ) -> Delivery:
     """An honest result and its receipt, unless told otherwise."""
     made = [seal(ticket.result_key, frame_parts(list(parts)))] if tokens is None else list(tokens)
-    digests = [hashlib.sha256(token).digest() for token in made]
+    digests = digests_of(made)
     receipt = Receipt(ticket.lease_id, kind, commitment or result_commitment(list(parts)), digests, 0.5)
     bundle = ReceiptBundle(worker.worker_id, worker.registered.epoch, [receipt])
     token = seal_receipts(worker.registered.worker_key, bundle)
-    return Delivery(made, receipt, m.SealedReceipts(worker_id=worker.worker_id, token=token))
+    arrived = {ticket.lease_id: tokens_digest(digests)}
+    return Delivery(made, receipt, m.SealedReceipts(worker_id=worker.worker_id, token=token, arrived=arrived))
 
 
 class Scene:
@@ -76,6 +85,7 @@ class Scene:
     def __init__(self, discovery: Discovery, redis_url: str) -> None:
         self.discovery = discovery
         self.redis = redis.Redis.from_url(redis_url)
+        self.clock = Clock(discovery.store)
         self._made = 0
 
     def foreman(self, address: str = "") -> At:
@@ -110,7 +120,9 @@ class Scene:
         self.discovery.store.books.mint("mint", caller.account.account_id, amount, "bought")
 
     def until_swept(self, worker: Worker) -> None:
-        """Sweeps until all that a worker holds is settled or due; deadlines have to be short."""
+        """Lets time pass until all that a worker holds is settled or due; its registration has to last so long."""
+        settings = self.discovery.settings
+        self.clock.move(int(settings.max_timeout_s + settings.late_grace_s) + 1)
         while worker.heartbeat().open_leases:
             self.discovery.sweep()
 
@@ -136,7 +148,7 @@ def dispute(foreman: Foreman, lease_id: str, tokens: Sequence[bytes]) -> m.Dispu
     body = m.Dispute(
         job_id=foreman.job_id,
         lease_id=lease_id,
-        digests=[hashlib.sha256(token).digest() for token in tokens],
+        digests=digests_of(tokens),
         tokens=[m.ShownToken(position=position, token=token) for position, token in enumerate(tokens)],
     )
     return foreman.call("POST", "/v1/disputes", m.Disputed, body)

@@ -16,7 +16,7 @@ from ec262.protocol.receipts import Kind, open_receipts, result_commitment
 from ec262.protocol.sealing import seal, unseal
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import At, Scene, attempted, deliver, dispute, of, send, together
-from tests.parties import RIGHT, WRONG, Problem, Worker
+from tests.parties import RIGHT, WRONG, Problem, Worker, refusals
 
 OTHER = [b"another", b"result"]
 
@@ -175,13 +175,13 @@ def test_attack_disputing_ones_own_workers_bytes_to_spoil_the_books(make_scene: 
 @pytest.fixture
 def hasty(make_scene: MakeScene) -> Scene:
     """A service whose deadlines come soon."""
-    return make_scene(min_timeout_s=0.0, late_grace_s=0.0)
+    return make_scene(late_grace_s=0.0, ttl_s=1e6)
 
 
 def test_attack_walking_away_after_more(hasty: Scene) -> None:
     """``more`` tells the foreman that its answers differ, or are too few: it goes, and buys the task elsewhere."""
     foreman, workers = hasty.foreman(), hasty.workers(6)
-    leased = foreman.lease(4, confidence=0.99, timeout_s=0.05)
+    leased = foreman.lease(4, confidence=0.99)
     answered = [worker for worker in workers if of(worker, leased)]
     shown = [worker.receipts(of(worker, leased)) for worker in answered]
     before = [hasty.name(worker) for worker in workers]
@@ -215,7 +215,7 @@ def test_attack_withholding_a_receipt_of_what_another_answered_too(scene: Scene)
 def test_attack_withholding_all_receipts(hasty: Scene) -> None:
     """Nobody settles: the foreman reads nothing, and pays half."""
     foreman, worker = hasty.foreman(), hasty.worker()
-    leased = foreman.lease(6, timeout_s=0.05, cpu_limit_s=180)
+    leased = foreman.lease(6, cpu_limit_s=180)
     before = hasty.name(worker)
     worker.heartbeat(worker.token(of(worker, leased)))
     assert worker.caller.state.earned == 0
@@ -224,15 +224,14 @@ def test_attack_withholding_all_receipts(hasty: Scene) -> None:
     assert hasty.name(worker) == before
 
 
-def test_attack_paying_late(make_scene: MakeScene) -> None:
+def test_attack_paying_late(hasty: Scene) -> None:
     """It waits until everything is due, so as to have the results for half of their price, or for none."""
-    scene = make_scene(min_timeout_s=0.0, late_grace_s=0.0)
-    foreman, worker = scene.foreman(), scene.worker()
-    leased = foreman.lease(3, timeout_s=0.05, cpu_limit_s=120)
+    foreman, worker = hasty.foreman(), hasty.worker()
+    leased = foreman.lease(3, cpu_limit_s=120)
     decide = [task.task_id for task in leased.tasks]
     shown = [deliver(worker, ticket) for ticket in worker.tickets(leased)]
     worker.heartbeat(*[each.shown.token for each in shown])
-    scene.until_swept(worker)
+    hasty.until_swept(worker)
     for _ in range(2):
         settled = foreman.settle([each.shown for each in shown], decide)
         assert all((verdict.verdict, verdict.keys) == ("undecided", []) for verdict in settled.tasks)
@@ -240,9 +239,10 @@ def test_attack_paying_late(make_scene: MakeScene) -> None:
 
 
 def test_attack_settling_in_the_grace_after_the_deadline_still_pays_in_full(make_scene: MakeScene) -> None:
-    scene = make_scene(min_timeout_s=0.0, late_grace_s=60.0)
+    scene = make_scene(late_grace_s=60.0)
     foreman, worker = scene.foreman(), scene.worker()
     leased = foreman.lease(3, timeout_s=0.001, cpu_limit_s=120)
+    scene.clock.move(250)
     scene.discovery.sweep()
     assert scene.escrow() == 6, "what is out may still be answered"
     foreman.settle([worker.receipts(of(worker, leased))], [task.task_id for task in leased.tasks])
@@ -338,7 +338,7 @@ def test_attack_learning_a_small_result_by_settling_with_a_guess(scene: Scene) -
     for key in (leased.poll_key, leased.program_key, leased.tasks[0].input_key, bytes(32)):
         guess = worker.token([ticket.lease_id], result_commitment([b"yes"]), key=key)
         answer = foreman.settle([m.SealedReceipts(worker_id=worker.worker_id, token=guess)], [leased.tasks[0].task_id])
-        assert (answer.refused_receipts, answer.tasks[0].verdict) == ([0], "pending")
+        assert (refusals(answer), answer.tasks[0].verdict) == ([0], "pending")
     assert foreman.state.escrow == 1
 
 

@@ -13,7 +13,7 @@ from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commit
 from ec262.protocol.sealing import seal
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import PARTS, Scene, attempted, deliver, dispute, of, send
-from tests.parties import RIGHT, WRONG, Caller, Problem, Worker
+from tests.parties import RIGHT, WRONG, Caller, Problem, Worker, made_for, refusals
 
 # --- junk ----------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ def test_attack_spending_the_pay_for_junk_before_it_is_found(make_scene: MakeSce
 @pytest.fixture
 def hasty(make_scene: MakeScene) -> Scene:
     """A service whose deadlines come soon."""
-    return make_scene(min_timeout_s=0.0, late_grace_s=0.0, prefetch=2)
+    return make_scene(late_grace_s=0.0, prefetch=2, ttl_s=1e6)
 
 
 def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
@@ -133,7 +133,7 @@ def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
     foreman, idler = hasty.foreman(), hasty.worker()
     got = []
     for _ in range(4):
-        got.append(len(foreman.lease(30, timeout_s=0.001).tasks))
+        got.append(len(foreman.lease(30).tasks))
         hasty.until_swept(idler)
     assert got == [16, 8, 4, 2]
     assert (foreman.state.balance, foreman.state.escrow, idler.caller.state.earned) == (100, 0, 0)
@@ -146,7 +146,7 @@ def test_attack_a_worker_returns_nothing(hasty: Scene) -> None:
 def test_attack_a_worker_shows_receipts_and_returns_nothing(hasty: Scene) -> None:
     """What it says it computed nobody has seen: of its foreman it gets the effort fee at most, and no name of it."""
     foreman, idler = hasty.foreman(), hasty.worker()
-    leased = foreman.lease(4, timeout_s=0.05, cpu_limit_s=240)
+    leased = foreman.lease(4, cpu_limit_s=240)
     idler.heartbeat(idler.token(of(idler, leased), os.urandom(32)))
     assert idler.caller.state.earned == 0
     hasty.until_swept(idler)
@@ -167,7 +167,7 @@ def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
 def test_attack_a_worker_answers_after_everybody_stopped_waiting(hasty: Scene) -> None:
     """Its escrow went back at the deadline: a receipt after that moves nothing, whoever shows it, however often."""
     foreman, late, other = hasty.foreman(), hasty.worker(), hasty.worker()
-    leased = foreman.lease(4, timeout_s=0.05)
+    leased = foreman.lease(4)
     tardy = of(late, leased)
     hasty.until_swept(late)
     hasty.until_swept(other)
@@ -201,7 +201,7 @@ def test_attack_a_worker_returns_everything_twice(scene: Scene) -> None:
     foreman, worker = scene.foreman(), scene.worker()
     leased = foreman.lease(5)
     leases, decide = of(worker, leased), [task.task_id for task in leased.tasks]
-    double = Receipt(leases[0], Kind.OK, RIGHT, [], 0.5)
+    double = Receipt(leases[0], Kind.OK, RIGHT, made_for(leases[0]), 0.5)
     bundle = ReceiptBundle(worker.worker_id, worker.registered.epoch, [double] * 50)
     many = seal_receipts(worker.registered.worker_key, bundle)
     shown = [worker.receipts(leases), worker.receipts(leases), m.SealedReceipts(worker_id=worker.worker_id, token=many)]
@@ -229,7 +229,7 @@ def test_attack_a_worker_returns_another_jobs_result(scene: Scene) -> None:
     first.settle([honest.shown], [one.tasks[0].task_id])
     # The receipt itself is for another lease: it changes nothing in the second job.
     answer = second.settle([honest.shown], [two.tasks[0].task_id])
-    assert (answer.refused_receipts, answer.tasks[0].verdict) == ([0], "pending")
+    assert (refusals(answer), answer.tasks[0].verdict) == ([0], "pending")
     # The sealed bytes under a receipt of their own are paid, do not open, and cost it everything.
     copied = deliver(cheat, lazy, PARTS, tokens=honest.tokens)
     second.settle([copied.shown], [two.tasks[0].task_id])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from discovery.admission import invitation_id
 from ec262.protocol import messages as m
 from ec262.protocol.routes import routes_of
 from tests.adversary.conftest import MakeScene
@@ -74,12 +75,12 @@ def test_attack_minting_reputation_with_many_foremen_of_one_network(make_scene: 
 
 def test_attack_farming_starting_credits_by_sending_them_to_one_account(make_scene: MakeScene) -> None:
     """A gift may be spent, not sent: neither at once, nor after it was in escrow and came back."""
-    scene = make_scene(starting_credits=12, min_timeout_s=0.0, late_grace_s=0.0)
+    scene = make_scene(starting_credits=12, ttl_s=1e6)
     hoard, puppets, worker = scene.foreman(), [scene.foreman() for _ in range(5)], scene.worker()
     for puppet in puppets:
         with pytest.raises(Problem, match="insufficient-credits"):
             send(puppet, hoard, 1)
-        puppet.lease(12, timeout_s=0.001)
+        puppet.lease(12)
         scene.until_swept(worker)
         assert puppet.state.balance == 12
         with pytest.raises(Problem, match="insufficient-credits"):
@@ -110,6 +111,88 @@ def test_attack_farming_starting_credits_by_working_for_oneself(make_scene: Make
     assert puppet.lease(12, confidence=0.99).tasks == []
     assert all(worker.heartbeat().open_leases == [] for worker in own)
     assert (puppet.state.balance, puppet.state.earned) == (12, 0)
+
+
+def farm(scene: Scene, count: int) -> list[tuple[At, Worker]]:
+    """Accounts of one network, each with a worker that has what no worker of others has."""
+    made = []
+    for number in range(count):
+        puppet = At(scene.discovery, f"198.51.100.{number + 1}")
+        worker = Worker(puppet, capabilities=["data:nobody-elses"])
+        made.append((puppet, worker))
+    return made
+
+
+def worth(scene: Scene, accounts: list[At]) -> int:
+    """Credits that the accounts may send once all has vested."""
+    scene.clock.move(int(scene.discovery.settings.settled_grace_s) + 20)
+    scene.discovery.sweep()
+    return sum(scene.discovery.store.books.holdings(each.account_id).transferable for each in accounts)
+
+
+@pytest.mark.parametrize("policy", [{}, {"confidence": 0.9}], ids=["quorum", "confidence"])
+def test_attack_farming_starting_credits_with_many_accounts_behind_one_address(
+    make_scene: MakeScene, policy: dict[str, Any]
+) -> None:
+    """Each account buys nothing of any use from the others' workers, which nobody else may be asked for: so that gifts
+    become pay, which can be sent. Neighbours do not serve each other for a gift.
+    """
+    scene = make_scene(starting_credits=12, ttl_s=1e6)
+    puppets = farm(scene, 6)
+    for puppet, _ in puppets:
+        assert puppet.lease(12, capabilities=["data:nobody-elses"], **policy).tasks == []
+    assert worth(scene, [puppet for puppet, _ in puppets]) == 0
+    # A gift is good for the work of strangers, and once it is spent on that they may serve each other.
+    (puppet, _), (_, neighbour) = puppets[:2]
+    stranger = scene.worker(verified=500, slots=64)
+    for _ in range(30):
+        if puppet.state.balance:
+            leased = puppet.lease(1, **policy)
+            assert of(neighbour, leased) == []
+            puppet.settle(answer_all(leased, [stranger]), [task.task_id for task in leased.tasks])
+    state = puppet.state  # a task may wait for a spot check that nobody is left for
+    assert (state.spent + state.escrow, state.balance) == (12, 0)
+    scene.mint(puppet, 5)
+    assert of(neighbour, puppet.lease(5, capabilities=["data:nobody-elses"], **policy))
+    assert scene.foreman().lease(1, capabilities=["data:nobody-elses"]).tasks, "and they serve whoever is a stranger"
+
+
+def test_attack_farming_by_hiding_the_gift_in_escrow(make_scene: MakeScene) -> None:
+    """What it has beside its gift would buy from its neighbours while the gift is put away, and comes back unspent."""
+    scene = make_scene(starting_credits=12, ttl_s=1e6)
+    (puppet, _), (friend, neighbour) = farm(scene, 2)
+    scene.worker(slots=64)
+    scene.mint(puppet, 12)
+    assert len(puppet.lease(12).tasks) == 12
+    assert scene.discovery.store.books.holdings(puppet.account_id).gift == 0
+    assert puppet.lease(12, capabilities=["data:nobody-elses"]).tasks == []
+    assert neighbour.heartbeat().open_leases == []
+    assert worth(scene, [puppet, friend]) == 12
+
+
+def test_a_class_that_was_invited_may_serve_itself(make_scene: MakeScene) -> None:
+    """The operator vouches for it, and knows how many they are."""
+    scene = make_scene(starting_credits=12)
+    scene.discovery.store.accounts.invite(invitation_id("a code"), 2, 600.0, "a class")
+    pupils = [
+        Caller(scene.discovery).call("POST", "/v1/accounts", m.AccountCreated, m.CreateAccount(invitation="a code"))
+        for _ in range(2)
+    ]
+    Worker(Caller(scene.discovery, pupils[0]))
+    assert len(At(scene.discovery, account=pupils[1]).lease(3).tasks) == 3
+
+
+def test_attack_farming_with_a_worker_or_an_account_from_elsewhere(make_scene: MakeScene) -> None:
+    """Where the worker is counts, and where its account was made."""
+    scene = make_scene(starting_credits=12)
+    puppet = At(scene.discovery, "198.51.100.1")
+    abroad = At(scene.discovery, "192.0.2.9")
+    Worker(At(scene.discovery, "198.51.100.77", account=abroad.account), capabilities=["data:nobody-elses"])
+    home = At(scene.discovery, "198.51.100.3")
+    Worker(At(scene.discovery, "192.0.2.10", account=home.account), capabilities=["data:nobody-elses"])
+    assert puppet.lease(12, capabilities=["data:nobody-elses"]).tasks == []
+    Worker(abroad, capabilities=["data:nobody-elses"])
+    assert len(puppet.lease(1, capabilities=["data:nobody-elses"]).tasks) == 1, "what is not known to be one's own"
 
 
 # --- what is another's ---------------------------------------------------------------------------

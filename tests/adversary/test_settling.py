@@ -14,14 +14,14 @@ from ec262.protocol import messages as m
 from ec262.protocol.receipts import Kind
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import At, Scene, attempted, deliver, dispute, of, together
-from tests.parties import RIGHT, WRONG, Foreman, Problem, Worker, answer_all
+from tests.parties import RIGHT, WRONG, Foreman, Problem, Worker, answer_all, arrived, refusals
 
 # --- forging and replaying receipts --------------------------------------------------------------
 
 
-def shown(worker: Worker, *tokens: bytes) -> list[m.SealedReceipts]:
-    """As a foreman shows them."""
-    return [m.SealedReceipts(worker_id=worker.worker_id, token=token) for token in tokens]
+def shown(worker: Worker, leases: list[str], *tokens: bytes) -> list[m.SealedReceipts]:
+    """As a foreman shows them that has the results of these leases."""
+    return [m.SealedReceipts(worker_id=worker.worker_id, token=token, arrived=arrived(leases)) for token in tokens]
 
 
 def test_attack_forging_receipts(scene: Scene) -> None:
@@ -40,8 +40,8 @@ def test_attack_forging_receipts(scene: Scene) -> None:
         *[good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(0, len(good), 7)],
         good[:-1], good + b"\0", b"", os.urandom(len(good)),
     ]  # fmt: skip
-    answer = foreman.settle(shown(owner, *forged), decide)
-    assert answer.refused_receipts == list(range(len(forged)))
+    answer = foreman.settle(shown(owner, leases, *forged), decide)
+    assert refusals(answer) == list(range(len(forged)))
     assert all((verdict.verdict, verdict.keys) == ("pending", []) for verdict in answer.tasks)
     for token in forged[:8]:
         owner.heartbeat(token)
@@ -62,10 +62,10 @@ def test_attack_another_workers_name_on_a_receipt(scene: Scene) -> None:
     other = of(thief, leased)
     assert mine
     assert other
-    answer = foreman.settle(shown(thief, thief.token(mine, WRONG)), [task.task_id for task in leased.tasks])
-    assert answer.refused_receipts == [0]
+    answer = foreman.settle(shown(thief, mine, thief.token(mine, WRONG)), [task.task_id for task in leased.tasks])
+    assert refusals(answer) == [0]
     thief.heartbeat(thief.token([*mine, *other], WRONG))
-    settled = foreman.settle(shown(owner, owner.token(mine)), [task.task_id for task in leased.tasks])
+    settled = foreman.settle([owner.receipts(mine), thief.receipts(other)], [task.task_id for task in leased.tasks])
     assert {v.commitment for v in settled.tasks if v.task_id in mine[0]} == {RIGHT}
     assert (owner.caller.state.earned, thief.caller.state.earned) == (1, 1)
 
@@ -74,26 +74,28 @@ def test_attack_replaying_receipts(scene: Scene) -> None:
     """The same receipts in the same job, in another job, by another foreman, by heartbeat, in a later epoch."""
     foreman, stranger, worker = scene.foreman(), scene.foreman(), scene.worker()
     leased = foreman.lease(5)
-    decide, token = [task.task_id for task in leased.tasks], worker.token(of(worker, leased))
-    foreman.settle(shown(worker, token), decide)
+    mine, decide = of(worker, leased), [task.task_id for task in leased.tasks]
+    token = worker.token(mine)
+    foreman.settle(shown(worker, mine, token), decide)
     books = (foreman.state.balance, worker.caller.state.balance, scene.name(worker))
     assert books[:2] == (95, 105)
     for _ in range(3):
-        foreman.settle(shown(worker, token, token), decide)
-        stranger.settle(shown(worker, token), decide)
+        foreman.settle(shown(worker, mine, token, token), decide)
+        stranger.settle(shown(worker, mine, token), decide)
         worker.heartbeat(token, token)
     elsewhere = At(scene.discovery, account=foreman.account)
     elsewhere.job_id = "f" * 32
-    (first, *_) = elsewhere.settle(shown(worker, token), decide).tasks
+    (first, *_) = elsewhere.settle(shown(worker, mine, token), decide).tasks
     assert (first.verdict, first.keys) == ("unknown", [])
     # The same input leased once more is another lease: the old receipt is not its.
     again = foreman.lease(5)
-    replayed = foreman.settle(shown(worker, token), [task.task_id for task in again.tasks])
+    replayed = foreman.settle(shown(worker, mine, token), [task.task_id for task in again.tasks])
     assert {verdict.verdict for verdict in replayed.tasks} == {"pending"}
-    old = worker.token(of(worker, again))
+    mine = of(worker, again)
+    old = worker.token(mine)
     worker.boot_id = os.urandom(16).hex()
     worker.register()
-    assert foreman.settle(shown(worker, old), []).refused_receipts == []
+    assert refusals(foreman.settle(shown(worker, mine, old), [])) == []
     worker.heartbeat(old)
     assert (foreman.state.balance, worker.caller.state.balance, scene.name(worker)) == books
     assert scene.escrow() == 0
@@ -105,11 +107,11 @@ def test_attack_a_second_receipt_for_the_same_lease(scene: Scene) -> None:
     foreman, worker, other = scene.foreman(), scene.worker(), scene.worker()
     leased = foreman.lease(3, redundancy=2, quorum=2, max_replicas=2)
     decide = [task.task_id for task in leased.tasks]
-    foreman.settle(shown(worker, worker.token(of(worker, leased), WRONG)), [])
-    foreman.settle(shown(worker, worker.token(of(worker, leased), RIGHT)), [])
+    foreman.settle([worker.receipts(of(worker, leased), WRONG)], [])
+    foreman.settle([worker.receipts(of(worker, leased), RIGHT)], [])
     worker.heartbeat(worker.token(of(worker, leased), RIGHT))
     worker.heartbeat(worker.token(of(worker, leased), RIGHT, Kind.REFUSED))
-    settled = foreman.settle(shown(other, other.token(of(other, leased), RIGHT)), decide)
+    settled = foreman.settle([other.receipts(of(other, leased), RIGHT)], decide)
     assert {verdict.verdict for verdict in settled.tasks} == {"undecided"}
     assert worker.caller.state.earned == 0
     assert (foreman.state.balance, scene.escrow()) == (100, 0)
@@ -260,7 +262,7 @@ def test_attack_copying_anothers_answer(scene: Scene) -> None:
     original = deliver(honest, theirs)
     # It can show the sealed receipt as its own; or commit to what it sees, the sealed bytes, of which it knows nothing.
     copied = m.SealedReceipts(worker_id=copier.worker_id, token=original.shown.token)
-    assert foreman.settle([copied], []).refused_receipts == [0]
+    assert refusals(foreman.settle([copied], [])) == [0]
     blind = deliver(copier, mine, tokens=original.tokens, commitment=original.receipt.token_digests[0])
     settled = foreman.settle([blind.shown, original.shown], [leased.tasks[0].task_id])
     assert (settled.tasks[0].verdict, settled.tasks[0].keys) == ("undecided", [])

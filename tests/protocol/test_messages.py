@@ -49,6 +49,8 @@ def values_of(kind: mi.Type) -> st.SearchStrategy[Any]:
             return st.binary(min_size=kind.min_length or 0, max_size=kind.max_length or 40)
         case mi.ListType():
             return st.lists(values_of(kind.item_type), min_size=kind.min_length or 0, max_size=3)
+        case mi.DictType():
+            return st.dictionaries(values_of(kind.key_type), values_of(kind.value_type), max_size=3)
         case mi.LiteralType():
             return st.sampled_from(kind.values)
         case mi.EnumType():

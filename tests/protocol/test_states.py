@@ -87,14 +87,15 @@ def test_nothing_goes_round() -> None:
 
 def test_only_agreement_pays() -> None:
     paying = {step for step, target in REPLICA_TRANSITIONS.items() if target is ReplicaState.PAID}
-    assert paying == {(ReplicaState.REPORTED, ReplicaEvent.AGREED)}
+    assert paying == {(state, ReplicaEvent.AGREED) for state in (ReplicaState.REPORTED, ReplicaState.SHOWN)}
 
 
 def test_time_ends_every_replica_and_every_task() -> None:
     assert (ReplicaState.OPEN, ReplicaEvent.FELL_DUE) in REPLICA_TRANSITIONS
     # What was reported is decided when nothing more can come: with a verdict, or with none and the effort fee.
     for event in (ReplicaEvent.LEFT_UNDECIDED, ReplicaEvent.EFFORT_OWED):
-        assert (ReplicaState.REPORTED, event) in REPLICA_TRANSITIONS
+        for state in (ReplicaState.REPORTED, ReplicaState.SHOWN):
+            assert (state, event) in REPLICA_TRANSITIONS
     for task_state in TaskState:
         assert TaskState.FORGOTTEN in reachable(task_state, TASK_TRANSITIONS)
 

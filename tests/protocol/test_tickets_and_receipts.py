@@ -158,6 +158,14 @@ def test_a_commitment_of_another_length_is_refused(size: int) -> None:
         open_receipts(KEY, token, worker_id=WORKER)
 
 
+@pytest.mark.parametrize("digests", [[b""], [b"t" * 31], [b"t" * 33], [b"t" * 32, b""], [b"t" * 32] * 65_537])
+def test_digests_that_no_dispute_can_name_are_refused(digests: list[bytes]) -> None:
+    """An empty one, joined with none, would be the digest of a result of no tokens at all."""
+    token = seal_receipts(KEY, ReceiptBundle(WORKER, 1, [Receipt("x.0", Kind.OK, b"c" * 32, digests, 0.0)]))
+    with pytest.raises(SealBroken, match="another form"):
+        open_receipts(KEY, token, worker_id=WORKER)
+
+
 NO_BUNDLES = [
     b"",
     b"\xc1",

@@ -110,6 +110,7 @@ class Books(RuleBasedStateMachine):
                 confidence=confidence,
                 max_replicas=4,
                 timeout_s=TIMEOUT_S,
+                cpu_limit_s=TIMEOUT_S / 2,
                 capabilities=wants,
             )
         except Problem as problem:

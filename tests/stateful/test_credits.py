@@ -34,21 +34,24 @@ from discovery.ledger import verify
 from discovery.records import TaskRecord
 from discovery.settings import Settings
 from ec262.protocol import messages as m
+from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commitment, result_commitment, seal_receipts
 from ec262.protocol.sealing import seal
 from ec262.protocol.states import ReplicaState
 from ec262.protocol.tickets import Ticket
+from tests.adversary.scene import At
 from tests.clock import Clock
 from tests.parties import Caller, Foreman, Problem, Worker
 
 STORE: dict[str, Any] = {}
 """Where the store and the keyrings are; set by the test, because hypothesis makes the machines."""
 
-TIMEOUT_S = 30
 FOREMEN, WORKERS = 2, 5
 STARTING = 100
 UNITS = 2
+TIMEOUT_S = 240
+"""The nearest deadline there is for so much work."""
 SEGMENT_BYTES = 2000
 
 Answer = Literal["right", "wrong", "junk", "error", "refused"]
@@ -58,7 +61,8 @@ ROUNDS = st.lists(st.none() | ANSWERS | ANSWERS | ANSWERS, min_size=WORKERS, max
 ).map(lambda one: [one[1] if n == one[0] else "right" for n in range(WORKERS)])
 """What each worker answers in a settlement, anything or all but one rightly; None: nothing."""
 SELDOM = st.sampled_from([False, False, False, False, True])
-PARTS = {"right": [b"right"], "wrong": [b"wrong"], "junk": [b"right"], "error": [b"error"], "refused": [b"refused"]}
+FACTS = encode_value({"type": "ValueError", "message": "no", "line": "3", "traceback": ""})
+PARTS = {"right": [b"right"], "wrong": [b"wrong"], "junk": [b"right"], "error": [FACTS], "refused": [b"refused"]}
 
 
 class Seller(Worker):
@@ -104,7 +108,10 @@ class Replica:
             self.tokens = (os.urandom(60) if answer == "junk" else seal(self.ticket.result_key, framed),)
             digests = [hashlib.sha256(token).digest() for token in self.tokens]
             kind = {"error": Kind.ERROR, "refused": Kind.REFUSED}.get(answer, Kind.OK)
-            self.receipt = Receipt(self.ticket.lease_id, kind, result_commitment(PARTS[answer]), digests, 0.5)
+            committed = result_commitment(PARTS[answer])
+            if kind is Kind.ERROR:
+                committed = failure_commitment(kind, "ValueError", "3")
+            self.receipt = Receipt(self.ticket.lease_id, kind, committed, digests, 0.5)
         return self.receipt
 
     def sealed(self, answer: Answer) -> bytes:
@@ -122,9 +129,15 @@ class Credits(RuleBasedStateMachine):
         super().__init__()
         self.ready = False
 
-    @initialize(network=st.sampled_from(["private", "public"]), grace_s=st.sampled_from([TIMEOUT_S, 10 * TIMEOUT_S]))
-    def enter(self, network: Literal["private", "public"], grace_s: float) -> None:
-        """Everybody comes."""
+    @initialize(
+        network=st.sampled_from(["private", "public"]),
+        distinct=st.sampled_from(["account", "account,address"]),
+        grace_s=st.sampled_from([TIMEOUT_S, 10 * TIMEOUT_S]),
+    )
+    def enter(
+        self, network: Literal["private", "public"], distinct: Literal["account", "account,address"], grace_s: float
+    ) -> None:
+        """Everybody comes, from networks of their own; but the first worker is the first foreman's neighbour."""
         client = redis.Redis.from_url(STORE["url"])
         client.flushall()
         client.close()
@@ -132,7 +145,7 @@ class Credits(RuleBasedStateMachine):
         self.discovery = create_discovery(
             Settings(
                 network=network,
-                distinct="account",
+                distinct=distinct,
                 starting_credits=STARTING,
                 min_timeout_s=TIMEOUT_S,
                 late_grace_s=TIMEOUT_S,
@@ -140,6 +153,8 @@ class Credits(RuleBasedStateMachine):
                 kept_job_s=2 * grace_s,
                 ttl_s=1e6,
                 hold_s=0.0,
+                hold_leases=2,
+                hold_cap=3,
                 prefetch=4,
             ),
             STORE["url"],
@@ -148,8 +163,9 @@ class Credits(RuleBasedStateMachine):
         self.store = self.discovery.store
         self.clock = Clock(self.store)
         self.archive_at = home / "ledger"
-        self.foremen = [Foreman(self.discovery) for _ in range(FOREMEN)]
-        self.workers = [Seller(Caller(self.discovery)) for _ in range(WORKERS)]
+        self.foremen: list[Foreman] = [At(self.discovery, f"198.51.{number}.1") for number in range(FOREMEN)]
+        homes = ["198.51.0.7", *(f"203.0.{number}.1" for number in range(1, WORKERS))]
+        self.workers = [Seller(At(self.discovery, home)) for home in homes]
         self.parties: list[Caller] = [*self.foremen, *(worker.caller for worker in self.workers)]
         self.replicas: dict[str, Replica] = {}
         self.inputs: dict[str, bytes] = {}
@@ -193,7 +209,7 @@ class Credits(RuleBasedStateMachine):
 
     def lease_from(self, buyer: Foreman, count: int, **terms: Any) -> m.Leased | None:
         """Leases, if the foreman can pay."""
-        before = buyer.state
+        before, bound = buyer.state, self.bound(buyer)
         try:
             leased = buyer.lease(count, cpu_limit_s=UNITS * 60.0, max_replicas=4, timeout_s=TIMEOUT_S, **terms)
         except Problem as problem:
@@ -204,7 +220,18 @@ class Credits(RuleBasedStateMachine):
         assert leased.balance == before.balance - sum(replica.price for replica in replicas)
         assert all(UNITS <= replica.price <= leased.price for replica in replicas)
         self.note(buyer, leased)
+        self.no_neighbour(leased, bound)
         return leased
+
+    def bound(self, buyer: Foreman) -> bool:
+        """Whether the neighbour's worker may not serve a foreman now."""
+        settings, key = self.discovery.settings, "{ec}:account:" + self.id_of(buyer)
+        granted, spent = self.store._redis.hmget(key, ["granted", "spent"])
+        return settings.gifts_bound and buyer is self.foremen[0] and int(granted or 0) > int(spent or 0)
+
+    def no_neighbour(self, answer: m.Leased | m.Settled, bound: bool) -> None:
+        """A gift buys nothing of neighbours."""
+        assert not (bound and self.workers[0].tickets(answer)), "a gift bought a neighbour's work"
 
     @rule(
         foreman=st.integers(0, FOREMEN - 1),
@@ -269,6 +296,7 @@ class Credits(RuleBasedStateMachine):
                 gone.append(replica.ticket.lease_id)
             elif not thief:
                 shown.append(m.SealedReceipts(worker_id=replica.seller.worker_id, token=replica.sealed(answer)))
+        bound = self.bound(buyer)
         try:
             settled = asker.settle(shown, [task_id] if decide else [], gone if lost else [])
         except Problem as problem:
@@ -280,6 +308,7 @@ class Credits(RuleBasedStateMachine):
             assert [(verdict.verdict, verdict.keys) for verdict in settled.tasks] == [("unknown", [])] * decide
             return
         self.note(buyer, settled)
+        self.no_neighbour(settled, bound)
         self.read_ledger()
         for verdict in settled.tasks:
             assert verdict.verdict == "accepted" or verdict.keys == []
@@ -328,7 +357,7 @@ class Credits(RuleBasedStateMachine):
         try:
             done = asker.call("POST", "/v1/disputes", m.Disputed, body)
         except Problem as problem:
-            self.allowed(problem, asker, "unknown-task", "insufficient-credits")
+            self.allowed(problem, asker, "unknown-task")
             assert self.store.balances()[0] == before
             return
         assert not thief

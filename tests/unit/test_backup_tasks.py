@@ -138,7 +138,7 @@ def test_a_straggler_whose_foreman_withholds_its_answer_shows_it_itself(discover
 def test_the_escrow_of_a_straggler_that_never_answers_comes_back_at_deadline_and_grace(
     make_discovery: MakeDiscovery,
 ) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=1.3), timeout_s=0.2)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=1.3), timeout_s=0.2, cpu_limit_s=0.1)
     race.ask()
     race.show(race.quick, race.quick_lease)
     race.decide()
@@ -166,7 +166,7 @@ def test_a_straggler_that_confirms_that_it_was_cancelled_gives_the_escrow_back_a
 def test_a_foreman_that_closes_gets_back_what_is_confirmed_and_the_rest_at_its_deadline(
     make_discovery: MakeDiscovery,
 ) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, cpu_limit_s=0.1)
     race.ask()
     race.show(race.quick, race.quick_lease, kind=Kind.REFUSED)
     assert race.foreman.state.escrow == 1
@@ -221,9 +221,10 @@ def test_two_of_three_that_lag_are_backed_up_one_by_one(discovery: Discovery) ->
 
 @pytest.mark.parametrize("distinct", ["account", "account,address"])
 def test_a_backup_is_as_distinct_as_any_replica(make_discovery: MakeDiscovery, distinct: str) -> None:
-    discovery = make_discovery(network="public", distinct=distinct)
+    discovery = make_discovery(network="public", distinct=distinct, starting_credits=0)
     owner = Caller(discovery)
     foreman = Foreman(discovery)
+    discovery.store.books.mint("mint", foreman.account.account_id, 10, "bought: a gift buys nothing of neighbours")
     [Worker(owner) for _ in range(3)]  # all of one account and address
     (task,) = foreman.lease(1).tasks
     (verdict,) = foreman.settle([], [task.task_id], [task.replicas[0].lease_id]).tasks
@@ -254,7 +255,7 @@ def test_without_retries_a_task_that_was_refused_unrun_may_be_leased_to_another(
 
 
 def test_without_retries_the_escrow_of_a_lost_task_comes_back_at_its_deadline(make_discovery: MakeDiscovery) -> None:
-    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, max_replicas=1)
+    race = Race(make_discovery(min_timeout_s=0.2, late_grace_s=0.1), timeout_s=0.2, cpu_limit_s=0.1, max_replicas=1)
     assert race.ask().verdict == "undecided"
     assert race.foreman.state.escrow == 1
     time.sleep(0.4)

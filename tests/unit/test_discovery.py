@@ -18,7 +18,7 @@ from ec262.protocol import messages as m
 from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts
 from ec262.protocol.routes import routes_of
 from tests.conftest import MakeDiscovery
-from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker, answer_all
+from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker, answer_all, arrived, made_for, refusals
 
 
 def totals(caller: Caller) -> tuple[int, int, int]:
@@ -273,12 +273,12 @@ def test_more_receipts_than_a_foreman_can_have_are_refused(discovery: Discovery)
 def test_receipts_with_impossible_times_do_not_count(discovery: Discovery, cpu_s: float) -> None:
     foreman, worker = Foreman(discovery), Worker(Caller(discovery))
     leased = foreman.lease()
-    bundle = ReceiptBundle(
-        worker.worker_id, 1, [Receipt(leased.tasks[0].replicas[0].lease_id, Kind.OK, RIGHT, [], cpu_s)]
-    )
+    lease_id = leased.tasks[0].replicas[0].lease_id
+    bundle = ReceiptBundle(worker.worker_id, 1, [Receipt(lease_id, Kind.OK, RIGHT, made_for(lease_id), cpu_s)])
     token = seal_receipts(worker.registered.worker_key, bundle)
-    settled = foreman.settle([m.SealedReceipts(worker_id=worker.worker_id, token=token)], [leased.tasks[0].task_id])
-    assert (settled.tasks[0].verdict, settled.refused_receipts) == ("pending", [0])
+    shown = m.SealedReceipts(worker_id=worker.worker_id, token=token, arrived=arrived([lease_id]))
+    settled = foreman.settle([shown], [leased.tasks[0].task_id])
+    assert (settled.tasks[0].verdict, refusals(settled)) == ("pending", [0])
 
 
 @pytest.mark.parametrize("credits", [0, 1, 10**15, 10**18])
@@ -474,9 +474,9 @@ def test_an_error_all_agree_on_is_a_result_and_is_paid(discovery: Discovery) -> 
 
 
 def test_a_lost_replica_is_replaced_and_its_escrow_stays_until_it_is_due(make_discovery: MakeDiscovery) -> None:
-    discovery = make_discovery(min_timeout_s=0.1, late_grace_s=0.2)
+    discovery = make_discovery(min_timeout_s=0.1, min_cpu_limit_s=0.0, late_grace_s=0.2)
     foreman, workers = trio(discovery)
-    leased = foreman.lease(timeout_s=0.1)
+    leased = foreman.lease(timeout_s=0.1, cpu_limit_s=0.05)
     task_id, lost = leased.tasks[0].task_id, leased.tasks[0].replicas[0]
     settled = foreman.settle([], [task_id], [lost.lease_id])
     assert settled.tasks[0].verdict == "more"
@@ -521,20 +521,21 @@ def test_a_receipt_the_foreman_withheld_is_paid_when_its_worker_shows_it(discove
     assert cheated.heartbeat(cheated.token([ticket.lease_id])).earned == 1, "showing it again pays nothing"
 
 
-def test_a_receipt_shown_before_settlement_counts_as_an_answer(discovery: Discovery) -> None:
+def test_a_receipt_shown_before_settlement_counts_once_its_result_arrived(discovery: Discovery) -> None:
     foreman, worker = Foreman(discovery), Worker(Caller(discovery))
     leased = foreman.lease()
-    worker.heartbeat(worker.token([leased.tasks[0].replicas[0].lease_id]))
-    assert worker.caller.state.earned == 0
-    (verdict,) = foreman.settle([], [leased.tasks[0].task_id]).tasks
-    assert verdict.verdict == "accepted"
+    leases, decide = [leased.tasks[0].replicas[0].lease_id], [leased.tasks[0].task_id]
+    worker.heartbeat(worker.token(leases))
+    assert foreman.settle([], decide).tasks[0].verdict == "pending"
+    assert worker.heartbeat().open_leases == leases
+    assert foreman.settle([worker.receipts(leases)], decide).tasks[0].verdict == "accepted"
     assert worker.caller.state.earned == 1
 
 
 def test_what_nobody_settles_goes_back_at_its_deadline_and_grace(make_discovery: MakeDiscovery) -> None:
-    discovery = make_discovery(min_timeout_s=0.1, late_grace_s=0.2, settled_grace_s=0.2)
+    discovery = make_discovery(min_timeout_s=0.1, min_cpu_limit_s=0.0, late_grace_s=0.2, settled_grace_s=0.2)
     foreman, workers = trio(discovery)
-    leased = foreman.lease(4, timeout_s=0.1)
+    leased = foreman.lease(4, timeout_s=0.1, cpu_limit_s=0.05)
     discovery.sweep()
     assert foreman.state.escrow == 4, "nothing is due yet"
     time.sleep(0.4)
@@ -568,11 +569,11 @@ def test_forged_foreign_and_replayed_receipts_change_nothing(discovery: Discover
         b"",
         b"junk",
     ]
-    shown = [m.SealedReceipts(worker_id=owner.worker_id, token=token) for token in forged]
-    shown.append(m.SealedReceipts(worker_id=thief.worker_id, token=thief.token([lease_id])))
+    shown = [m.SealedReceipts(worker_id=owner.worker_id, token=token, arrived=arrived([lease_id])) for token in forged]
+    shown.append(thief.receipts([lease_id]))
     settled = foreman.settle(shown, [leased.tasks[0].task_id])
     assert settled.tasks[0].verdict == "pending"
-    assert settled.refused_receipts == list(range(len(shown)))
+    assert refusals(settled) == list(range(len(shown)))
     assert foreman.state.escrow == 1
     assert all(worker.caller.state.earned == 0 for worker in workers)
 

@@ -11,7 +11,15 @@ import pytest
 from discovery.app import Discovery
 from ec262.protocol import messages as m
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, result_commitment, seal_receipts
+from ec262.protocol.receipts import (
+    Kind,
+    Receipt,
+    ReceiptBundle,
+    digests_of,
+    result_commitment,
+    seal_receipts,
+    tokens_digest,
+)
 from ec262.protocol.sealing import seal
 from ec262.protocol.states import TaskState
 from tests.conftest import MakeDiscovery
@@ -37,11 +45,12 @@ class Sold:
         framed = frame_parts(PARTS) if plain is None else plain
         cut = [framed[: len(framed) // 2], framed[len(framed) // 2 :]]
         self.tokens = list(tokens) if tokens is not None else [seal(ticket.result_key, piece) for piece in cut]
-        digests = [hashlib.sha256(token).digest() for token in self.tokens]
+        digests = digests_of(self.tokens)
         receipt = Receipt(self.lease_id, Kind.OK, result_commitment(PARTS), digests, 0.5)
         bundle = ReceiptBundle(self.worker.worker_id, self.worker.registered.epoch, [receipt])
         token = seal_receipts(self.worker.registered.worker_key, bundle)
-        shown = m.SealedReceipts(worker_id=self.worker.worker_id, token=token)
+        arrived = {self.lease_id: tokens_digest(digests)}
+        shown = m.SealedReceipts(worker_id=self.worker.worker_id, token=token, arrived=arrived)
         (self.verdict,) = self.foreman.settle([shown], [self.task.task_id]).tasks
         assert self.verdict.verdict == "accepted"
 
@@ -136,11 +145,25 @@ def test_tokens_of_the_foremans_own_making_prove_nothing(public: Discovery) -> N
     assert sold.credits == (4, 6)
 
 
-def test_who_could_not_pay_for_being_wrong_may_not_ask(make_discovery: MakeDiscovery) -> None:
-    sold = Sold(make_discovery(network="public", distinct="account", starting_credits=1))
-    with pytest.raises(Problem) as refused:
-        sold.dispute()
-    assert refused.value.code == "insufficient-credits"
+@pytest.mark.parametrize("honest", [True, False])
+def test_who_has_nothing_left_to_spend_is_heard_too(make_discovery: MakeDiscovery, honest: bool) -> None:
+    discovery = make_discovery(network="public", distinct="account", starting_credits=1)
+    sold = Sold(discovery, tokens=None if honest else [JUNK])
+    assert sold.credits == (0, 2)
+    for first in (True, False):
+        outcome = sold.dispute()
+        assert (outcome.verdict, outcome.fee) == ("refused" if honest else "upheld", 0)
+        assert outcome.refund == (first and not honest)
+    assert sold.credits == ((0, 2) if honest else (1, 1))
+
+
+def test_a_fee_takes_no_more_than_there_is(make_discovery: MakeDiscovery) -> None:
+    sold = Sold(make_discovery(network="public", distinct="account", starting_credits=3, dispute_fee=5))
+    refused = sold.dispute()
+    assert (refused.verdict, refused.fee, refused.balance) == ("refused", 2, 0)
+    assert sold.credits == (0, 6)
+    assert sold.dispute().fee == 0, "once"
+    assert sold.credits == (0, 6)
 
 
 def test_only_what_was_paid_by_oneself_and_lately_can_be_disputed(make_discovery: MakeDiscovery) -> None:

@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
 # Inside discovery a module imports only what stands before it: first what is decided without I/O, then the store,
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
-    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching", "tasks"),
+    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching"),
+    *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
@@ -81,6 +82,7 @@ PURE = [
     *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
+    *("discovery.changes", "discovery.payments", "discovery.beliefs"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),

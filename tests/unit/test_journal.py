@@ -35,6 +35,13 @@ def lease(journal: Journal, number: int, task_id: str, *, first: int = 0, phase:
     journal.leased((phase, number, DIGEST), task_id, b"k" * 32, (0, 0), [(f"{task_id}.{first}", "a" * 32, 1)])
 
 
+def come(journal: Journal, *results: tuple[str, bytes]) -> None:
+    """Results of one token each came with one bundle of receipts."""
+    arrived = {lease_id: b"a" * 32 for lease_id, _ in results}
+    receipts = m.SealedReceipts(worker_id="a" * 32, token=b"receipts", arrived=arrived)
+    journal.came(receipts, [(lease_id, [token]) for lease_id, token in results])
+
+
 def written(path: Path) -> Journal:
     """A journal of three tasks: one that is over, one with a verdict, one that is out."""
     journal = Journal(path)
@@ -44,7 +51,7 @@ def written(path: Path) -> Journal:
     for number, task_id in enumerate((T1, T2, T3)):
         lease(journal, number, task_id)
     journal.pushed([f"{T1}.0", f"{T2}.0"])
-    journal.came("a" * 32, b"receipts", [(f"{T1}.0", [b"one"]), (f"{T2}.0", [b"two"])])
+    come(journal, (f"{T1}.0", b"one"), (f"{T2}.0", b"two"))
     journal.paid([(f"{T1}.0", "a" * 32, 1), (f"{T2}.0", "a" * 32, 1)])
     journal.decided(verdict(T1))
     journal.decided(verdict(T2))
@@ -62,8 +69,12 @@ def test_what_was_under_way_is_there_again(tmp_path: Path) -> None:
         assert journal.earned == {"a" * 32: 2}
         assert sorted(journal.tasks) == [("map", 1), ("map", 2)]
         assert [bundle.token for bundle in journal.bundles] == [b"receipts"]
+        assert journal.bundles[0].arrived == {f"{T1}.0": b"a" * 32, f"{T2}.0": b"a" * 32}
         journal.close()
     journal = Journal(path)
+    # A result that came before the kill stays the first that came, and a lease its worker's.
+    assert [journal.has_come(f"{task_id}.0") for task_id in (T1, T2, T3)] == [False, True, False]
+    assert [journal.worker_of(f"{T3}.{number}") for number in (0, 1)] == ["a" * 32, ""]
     decided = journal.take("map", 1)
     assert decided == Remembered(
         *("map", 1, DIGEST, T2, b"k" * 32, 0, 0),
@@ -177,7 +188,7 @@ def test_it_does_not_grow_with_what_is_over(tmp_path: Path, monkeypatch: pytest.
     for number in range(300):
         task_id = f"{number:024x}"
         lease(journal, number, task_id)
-        journal.came("a" * 32, b"receipts", [(f"{task_id}.0", [b"x" * 1000])])
+        come(journal, (f"{task_id}.0", b"x" * 1000))
         journal.paid([(f"{task_id}.0", "a" * 32, 1)])
         journal.over(task_id)
         assert path.stat().st_size < 30_000
@@ -263,7 +274,7 @@ def test_believed_tasks_are_not_written_anew_for_every_task_that_is_over(
     for number in range(2000):
         task_id = f"{number:024x}"
         lease(journal, number, task_id)
-        journal.came("a" * 32, b"receipts", [(f"{task_id}.0", [b"x" * 100])])
+        come(journal, (f"{task_id}.0", b"x" * 100))
         journal.kept(kept(number, task_id))
     assert len(compactions) < 30
     assert path.stat().st_size < 2000 * 110 * 2 + 40_000

@@ -548,6 +548,28 @@ def test_a_gift_is_spent_first(make_discovery: Callable[..., Discovery]) -> None
     assert statement(worker.caller).transferable == 12, "what was earned may be sent"
 
 
+@pytest.mark.parametrize(
+    ("leased", "burnt", "granted", "transferable"),
+    [(0, 12, 0, 10), (0, 5, 7, 10), (0, 20, 0, 2), (7, 5, 7, 10), (7, 9, 7, 6)],
+)
+def test_a_gift_is_burnt_first_and_is_one_no_more(
+    make_discovery: Callable[..., Discovery], leased: int, burnt: int, granted: int, transferable: int
+) -> None:
+    """Counted on as a gift, it would bind as many credits that its account earned itself."""
+    discovery = make_discovery(starting_credits=12)
+    foreman, worker = Foreman(discovery), Worker(Caller(discovery))
+    account_id = foreman.account.account_id
+    discovery.store.books.mint("mint", account_id, 10, "earned")
+    tasks = foreman.lease(leased) if leased else None
+    assert discovery.store.books.mint("burn", account_id, burnt, "").outcome == "ok"
+    assert statement(foreman).transferable == transferable
+    if tasks is not None:
+        refused = [r.lease_id for t in tasks.tasks for r in t.replicas]
+        foreman.settle([worker.receipts(refused, kind=Kind.REFUSED)])
+    assert statement(foreman).transferable == transferable
+    assert int(discovery.store._redis.hget("{ec}:account:" + account_id, "granted") or 0) == granted
+
+
 def test_what_is_not_vested_cannot_be_transferred(discovery: Discovery) -> None:
     sender, receiver = rich(discovery, 30), Caller(discovery)
     discovery.store._redis.hset("{ec}:account:" + sender.account.account_id, "unvested", 25)

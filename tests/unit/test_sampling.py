@@ -44,12 +44,13 @@ def enter(
     capabilities: tuple[str, ...] = (),
     slots: int = 1,
     capacity: int = 10,
+    near: str = "",
 ) -> str:
     worker_id = f"{number:016x}"
     store.register(
         worker_id=worker_id, account_id=f"{number:032x}", address="127.0.0.1", port=1, slots=slots, capacity=capacity,
         boot_id=worker_id, worker_class=CLASS, ttl_ms=600_000, layers=[], capabilities=capabilities, ask=ask,
-        platform=platform,
+        platform=platform, near=near,
     )  # fmt: skip
     return worker_id
 
@@ -253,11 +254,22 @@ def test_workers_that_registered_before_there_was_all_this_go_on(store: Store, c
     assert store.sample(CLASS, [], 10).workers_alive == 0
 
 
-def test_the_sample_tells_where_the_foremans_account_was_made(discovery: Discovery) -> None:
-    foreman = Foreman(discovery)
-    account_id = foreman.account.account_id
-    network = discovery.store.sample(CLASS, [], 1, account_id).network
-    assert network == discovery.store.accounts.record(account_id).network == "7f0000/24"
+def test_a_bound_gift_draws_no_neighbours_until_as_much_is_spent(store: Store, client: redis.Redis) -> None:
+    """What is in escrow is not spent yet. The worker's address counts, and where its account was made."""
+    store.accounts.create("a" * 32, b"", "", 12, network="here", bound=True)
+    store.accounts.create("b" * 32, b"", "", 12, network="here", bound=False)
+    for number, (near, home) in enumerate([("here", "here"), ("here", "there"), ("there", "here"), ("there", "there")]):
+        worker_id = enter(store, number, near=near)
+        account_id = client.hget(f"{{ec}}:worker:{worker_id}", "account").decode()  # type: ignore[union-attr]
+        client.hset(f"{{ec}}:account:{account_id}", "network", home)
+    account = "{ec}:account:" + "a" * 32
+    stranger = enter(store, 3, near="there")
+    for spent, escrow in ((0, 0), (11, 1), (0, 12)):
+        client.hset(account, mapping={"spent": spent, "escrow": escrow})
+        assert [worker.worker_id for worker in store.sample(CLASS, [], 10, "a" * 32).workers] == [stranger]
+    client.hset(account, mapping={"spent": 12})
+    assert len(store.sample(CLASS, [], 10, "a" * 32).workers) == 4
+    assert len(store.sample(CLASS, [], 10, "b" * 32).workers) == len(store.sample(CLASS, [], 10).workers) == 4
 
 
 # --- the cost -------------------------------------------------------------------------------------

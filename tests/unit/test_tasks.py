@@ -9,32 +9,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from discovery.beliefs import hear, overturn, reconsider, settled_answers
+from discovery.changes import NEVER, Changes, Terms, View
 from discovery.credibility import Noise, Standing, Tally
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.tasks import (
-    NEVER,
-    Changes,
-    Terms,
-    View,
+    NO_TOKENS,
+    NOT_ARRIVED,
     accept,
     add_replicas,
+    contested,
     expire_replicas,
     fall_due,
     give_up,
-    hear,
     lose_dispute,
     next_due,
-    overturn,
-    reconsider,
+    owes_hold_fee,
     record_receipt,
     refuse_dispute,
     release_unpushed,
-    settled_answers,
+    still_out,
     verdict_on,
+    waited_for,
 )
 from discovery.verdict import Accepted, More, Pending, Undecided
 from ec262.protocol.credits import price_of
-from ec262.protocol.receipts import Kind, Receipt
+from ec262.protocol.receipts import Kind, Receipt, tokens_digest
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
 
 TERMS = Terms(late_ms=60_000, settled_ms=600_000)
@@ -42,6 +42,7 @@ FOREMAN = "f" * 32
 JOB_ID = "1" * 32
 TASK_ID = "0123456789abcdef01234567"
 ANSWERS = [b"a" * 32, b"b" * 32, b"c" * 32]
+TOKEN = b"t" * 32
 
 
 def worker(number: int, ask: int = 1) -> WorkerRecord:
@@ -87,11 +88,20 @@ class Life:
         have = len(self.task.replicas)
         add_replicas(self.task, [worker(have + more, ask) for more in range(count)], self.now_ms, self.changes)
 
-    def report(self, number: int, kind: Kind, answer: bytes, *, epoch: int = 1, other: bool = False) -> str:
+    def report(
+        self,
+        number: int,
+        kind: Kind,
+        answer: bytes,
+        *,
+        epoch: int = 1,
+        other: bool = False,
+        arrived: bytes | None = tokens_digest([TOKEN]),
+    ) -> str:
         worker_id = worker(number + 1 if other else number).worker_id
-        receipt = Receipt(f"{TASK_ID}.{number}", kind, answer, [], 1.0)
+        receipt = Receipt(f"{TASK_ID}.{number}", kind, answer, [] if kind is Kind.REFUSED else [TOKEN], 1.0)
         return record_receipt(
-            self.task, number, worker_id, epoch, receipt, self.now_ms, self.terms, self.view, self.changes
+            *(self.task, number, worker_id, epoch, receipt, self.now_ms, self.terms, self.view, self.changes), arrived
         )
 
     def decide(self) -> None:
@@ -105,7 +115,7 @@ class Life:
 
     def pass_time(self, ms: int) -> None:
         self.now_ms += ms
-        fall_due(self.task, self.now_ms, self.terms, self.changes)
+        fall_due(self.task, self.now_ms, self.terms, self.changes, self.view)
 
     def state_of(self, number: int) -> ReplicaState:
         return self.task.replicas[number].state
@@ -158,7 +168,7 @@ class Life:
                 assert task.kind is not None
                 assert (replica.kind, replica.commitment) == (task.kind, task.commitment)
             if task.state is not TaskState.LEASED:
-                assert replica.state is not ReplicaState.REPORTED
+                assert replica.state not in (ReplicaState.REPORTED, ReplicaState.SHOWN)
         if task.kind is None:
             assert not any(replica.state is ReplicaState.PAID for replica in task.replicas)
         # What the task taught is what its replicas remember that it taught; and nobody learns of himself.
@@ -188,6 +198,8 @@ numbers = st.integers(0, 9)
 events = st.one_of(
     st.tuples(st.just("report"), numbers, st.sampled_from(Kind), st.sampled_from(ANSWERS)),
     st.tuples(st.just("report"), numbers, st.just(Kind.OK), st.just(ANSWERS[0])),
+    st.tuples(st.just("shown"), numbers, st.sampled_from([Kind.OK, Kind.ERROR]), st.sampled_from(ANSWERS)),
+    st.tuples(st.just("denied"), numbers, st.sampled_from(ANSWERS), st.sampled_from([b"", b"x" * 32])),
     st.tuples(st.just("stale"), numbers),
     st.tuples(st.just("stranger"), numbers),
     st.tuples(st.just("decide")),
@@ -236,6 +248,12 @@ def test_any_life_conserves_credits(
         match event:
             case ("report", int(number), Kind() as kind, bytes(answer)):
                 life.report(number, kind, answer)
+            case ("shown", int(number), Kind() as kind, bytes(answer)):
+                life.report(number, kind, answer, arrived=None)
+            case ("denied", int(number), bytes(answer), bytes(other)):
+                if life.report(number, Kind.OK, answer, arrived=other) == NOT_ARRIVED:
+                    assert life.state_of(number) is ReplicaState.SHOWN
+                    life.task.replicas[number].lost = True  # as a settlement has it
             case ("stale", int(number)):
                 before = list(life.changes.moves)
                 assert life.report(number, Kind.OK, ANSWERS[0], epoch=0)
@@ -254,7 +272,7 @@ def test_any_life_conserves_credits(
                 life.add(count, ask)
             case ("unseen", int(number)):
                 release_unpushed(
-                    *(life.task, number, worker(number).worker_id, life.now_ms, life.terms, {}, life.changes)
+                    *(life.task, number, worker(number).worker_id, life.now_ms, life.terms, life.view, life.changes)
                 )
             case ("reconsider", int(number)) if settled_answers(life.task):
                 life.view = banning(life.view, number)
@@ -275,6 +293,107 @@ def test_any_life_conserves_credits(
         life.pass_time(max(0, due_ms - life.now_ms))
         life.check()
     assert life.task.state is TaskState.FORGOTTEN
+
+
+# --- what arrived ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arrived", [None, b"", b"x" * 32])
+@pytest.mark.parametrize("confidence", [0.0, 0.99])
+def test_a_receipt_is_no_answer_before_its_result_arrived(arrived: bytes | None, confidence: float) -> None:
+    """The attack: a believed worker commits itself to anything, and delivers nothing."""
+    view = replace(known(w0=Standing(verified=500.0)), secret=b"1")
+    life = Life(redundancy=1, quorum=1, confidence=confidence, view=view)
+    why = life.report(0, Kind.OK, ANSWERS[0], arrived=arrived)
+    assert why == ("" if arrived is None else NOT_ARRIVED)
+    assert (life.state_of(0), verdict_on(life.task, view)) == (ReplicaState.SHOWN, Pending())
+    assert waited_for(life.task, after=-1) == [0]
+    life.task.replicas[0].lost = True
+    assert verdict_on(life.task, view) == More(1)
+    assert (waited_for(life.task, after=-1), still_out(life.task)) == ([], True)
+    # What the receipt names arrives after all.
+    life.report(0, Kind.OK, ANSWERS[1])
+    assert life.state_of(0) is ReplicaState.REPORTED
+    life.decide()
+    assert (life.state_of(0), life.task.commitment) == (ReplicaState.PAID, ANSWERS[0]), "the first receipt counts"
+    life.check()
+
+
+def test_only_a_foremans_word_is_noted_against_a_worker_and_only_in_its_job() -> None:
+    life = Life()
+    life.report(0, Kind.OK, ANSWERS[0], arrived=None)
+    assert not life.changes.jobs[FOREMAN, JOB_ID].undelivered
+    life.report(0, Kind.OK, ANSWERS[0], arrived=b"x" * 32)
+    assert life.changes.jobs[FOREMAN, JOB_ID].undelivered == {worker(0).worker_id: 1}
+    assert not life.changes.lessons
+    assert not life.changes.halved
+
+
+@pytest.mark.parametrize("kind", [Kind.OK, Kind.ERROR, Kind.LIMIT])
+@pytest.mark.parametrize("arrived", [None, b"", tokens_digest([])])
+def test_a_receipt_without_tokens_is_not_recorded(kind: Kind, arrived: bytes | None) -> None:
+    life = Life()
+    receipt = Receipt(f"{TASK_ID}.0", kind, ANSWERS[0], [], 1.0)
+    args = (life.task, 0, worker(0).worker_id, 1, receipt, life.now_ms, TERMS, life.view, life.changes)
+    assert record_receipt(*args, arrived) == NO_TOKENS
+    assert (life.state_of(0), life.task.replicas[0].kind) == (ReplicaState.OPEN, None)
+    life.check()
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "halved"),
+    [(ANSWERS[0], ReplicaState.PAID, False), (ANSWERS[1], ReplicaState.DISSENTED, True)],
+)
+def test_accepted_thanks_to_others_the_commitment_says_who_computed_it(
+    answer: bytes, state: ReplicaState, halved: bool
+) -> None:
+    """Denied by its foreman, and judged like a late answer: paid in full for the same, doubted for another."""
+    view = replace(known(w0=Standing(verified=20.0), w1=Standing(verified=500.0)), secret=b"1")
+    life = Life(price=3, confidence=0.99, view=view)
+    life.report(0, Kind.OK, answer, arrived=b"x" * 32)
+    life.task.replicas[0].lost = True
+    life.add(1)
+    life.report(1, Kind.OK, ANSWERS[0])
+    life.decide()
+    life.check()
+    assert (life.state_of(0), life.state_of(1)) == (state, ReplicaState.PAID)
+    assert life.changes.halved == ({worker(0).worker_id} if halved else set())
+    assert (life.changes.lessons[worker(0).worker_id, view.party].doubts > 0) == halved
+    assert life.changes.counts[f"worker:{worker(0).worker_id}", "undelivered"] == halved
+
+
+def test_where_foreman_and_worker_contradict_each_other_the_established_have_the_effort_fee_up_to_a_cap() -> None:
+    view = known(w0=Standing(verified=50.0), w1=Standing(verified=50.0), w2=Standing())
+    life = Life(price=4, redundancy=4, quorum=4, most=9, view=replace(view, effort={worker(1).account_id: 15}))
+    for number in range(4):
+        life.report(number, Kind.OK, ANSWERS[0], arrived=b"" if number < 3 else None)
+        life.task.replicas[number].lost = number < 3
+    assert contested(life.task)
+    life.pass_time(300_000 + TERMS.late_ms)
+    R = ReplicaState
+    # Of the last its foreman says nothing: it walked away, and owes the fee whoever that is.
+    assert [life.state_of(n) for n in range(4)] == [R.COMPENSATED, R.RELEASED, R.RELEASED, R.COMPENSATED]
+    assert life.changes.jobs[FOREMAN, JOB_ID].effort == {worker(0).account_id: 2}
+    assert life.changes.halved == {worker(number).worker_id for number in range(3)}
+    assert not life.changes.lessons
+    life.check()
+
+
+def test_receipts_whose_results_did_not_arrive_make_no_majority() -> None:
+    """The attack: workers that delivered nothing outvote who did, so that it has no effort fee."""
+    view = known(**{f"w{number}": TRUSTED for number in range(3)})
+    life = Life(price=4, redundancy=3, quorum=3, most=3, view=view)
+    for number, answer in enumerate([ANSWERS[0], ANSWERS[1], ANSWERS[1]]):
+        life.report(number, Kind.OK, answer, arrived=b"" if number else tokens_digest([TOKEN]))
+        life.task.replicas[number].lost = number > 0
+    life.decide()
+    assert life.state() is TaskState.UNDECIDED
+    R = ReplicaState
+    assert [life.state_of(n) for n in range(3)] == [R.COMPENSATED, R.RELEASED, R.RELEASED]
+    life.check()
+
+
+# --- verdicts ------------------------------------------------------------------------------------
 
 
 def test_the_agreeing_are_paid_and_the_dissenter_is_not() -> None:
@@ -378,9 +497,9 @@ def test_keys_live_for_the_grace_period() -> None:
 @pytest.mark.parametrize("number", [-1, 3, 10**9])
 def test_a_lease_that_is_not(number: int) -> None:
     life = Life(price=1, redundancy=3, quorum=2, most=9)
-    receipt = Receipt("x.0", Kind.OK, ANSWERS[0], [], 1.0)
+    receipt = Receipt("x.0", Kind.OK, ANSWERS[0], [TOKEN], 1.0)
     why = record_receipt(
-        life.task, number, worker(0).worker_id, 1, receipt, life.now_ms, TERMS, life.view, life.changes
+        *(life.task, number, worker(0).worker_id, 1, receipt, life.now_ms, TERMS, life.view, life.changes), None
     )
     assert why == "no such lease"
     life.check()
@@ -617,22 +736,63 @@ def test_who_returns_nothing_loses_half_of_its_share_and_who_is_paid_has_it_back
     assert life.changes.restored == {worker(0).worker_id}
 
 
-def test_leases_never_pushed_cost_their_foreman_and_feed_nobody() -> None:
-    """The attack: a foreman leases all there is and pushes nothing. The other: a worker denies what it was pushed."""
-    changes, released, lives = Changes(), dict[str, int](), [Life(price=3) for _ in range(17)]
-    for life in lives:
-        life.changes = changes
-        args = (life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms - 1, TERMS, released, changes)
-        release_unpushed(*args)
-        assert life.state_of(0) is ReplicaState.OPEN
-        release_unpushed(life.task, 0, worker(1).worker_id, 2_000_000, TERMS, released, changes)
-        assert life.state_of(0) is ReplicaState.OPEN  # another worker's
-        release_unpushed(life.task, 0, worker(0).worker_id, 1_000_000 + TERMS.hold_ms, TERMS, released, changes)
+def unpushed(
+    count: int, *, per_step: int = 1000, view: View = STRANGERS, terms: Terms = TERMS
+) -> tuple[Counter[str], list[Changes], list[Life]]:
+    """Denies leases of so many tasks, some in each step; returns what moved, the steps, and the tasks."""
+    lives = [Life(price=3) for _ in range(count)]
+    moved, steps = Counter[str](), []
+    for number, life in enumerate(lives):
+        life.task.task_id = f"{number:024x}"
+        if number % per_step == 0:
+            steps.append(Changes())
+        life.changes, now_ms = steps[-1], 1_000_000 + terms.hold_ms
+        for who, when_ms in ((0, now_ms - 1), (1, 2_000_000)):  # too early, and by another worker
+            release_unpushed(life.task, 0, worker(who).worker_id, when_ms, terms, view, life.changes)
+            assert life.state_of(0) is ReplicaState.OPEN
+        release_unpushed(life.task, 0, worker(0).worker_id, now_ms, terms, view, life.changes)
         assert life.state_of(0) is ReplicaState.EXPIRED
-    moved = Counter[str]()
-    for _, target, amount in changes.moves:
-        moved[target] += amount
-    assert moved == {"burn": 2, f"account:{FOREMAN}": 17 * 3 - 2}
+    for step in steps:
+        for _, target, amount in step.moves:
+            moved[target] += amount
+    return moved, steps, lives
+
+
+@pytest.mark.parametrize("per_step", [1, 7, 60])
+def test_leases_never_pushed_cost_their_foreman_as_much_however_they_are_denied(per_step: int) -> None:
+    """The attack: a worker denies what it was pushed, a lease at a time. The other: a foreman pushes nothing."""
+    moved, steps, lives = unpushed(60, per_step=per_step, terms=replace(TERMS, hold_cap=99))
+    owed = [life for life in lives if owes_hold_fee(STRANGERS.secret, life.task.lease_id(0), TERMS.hold_leases)]
+    assert 0 < len(owed) < 12
+    assert moved == {"burn": len(owed), f"account:{FOREMAN}": 60 * 3 - len(owed)}
+    held = sum(step.jobs[FOREMAN, JOB_ID].held[worker(0).account_id] for step in steps)
+    assert held == len(owed), "and it is remembered what they cost"
+
+
+def test_what_the_workers_of_one_account_cost_a_foreman_has_an_end() -> None:
+    moved, _, _ = unpushed(400)
+    assert moved["burn"] == TERMS.hold_cap
+    view = replace(STRANGERS, held={worker(0).account_id: TERMS.hold_cap})
+    assert unpushed(400, view=view)[0]["burn"] == 0
+
+
+def test_ones_own_workers_cost_nothing_when_they_were_not_pushed() -> None:
+    life = Life(price=3)
+    life.task.account_id = worker(0).account_id
+    terms = replace(TERMS, hold_leases=1)
+    release_unpushed(life.task, 0, worker(0).worker_id, 2_000_000, terms, STRANGERS, life.changes)
+    assert life.state_of(0) is ReplicaState.EXPIRED
+    assert "burn" not in {target for _, target, _ in life.changes.moves}
+    assert life.changes.denied == {}
+
+
+def test_one_lease_in_sixteen_costs_a_credit_and_nobody_can_tell_which() -> None:
+    leases = [f"{number:024x}.0" for number in range(16_000)]
+    owed = [owes_hold_fee(b"secret", lease, 16) for lease in leases]
+    assert 850 < sum(owed) < 1150
+    other = [owes_hold_fee(b"other", lease, 16) for lease in leases]
+    assert sum(one and two for one, two in zip(owed, other, strict=True)) < 150, "another secret tells nothing of it"
+    assert owed == [owes_hold_fee(b"secret", lease, 16) for lease in leases]
 
 
 def disputed(vesting_ms: int) -> Life:

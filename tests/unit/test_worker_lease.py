@@ -29,6 +29,7 @@ from ec262.mapreduce.program import map_header
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_pairs
 from ec262.protocol.framing import frame_parts, parts_digest
+from ec262.protocol.receipts import digests_of, tokens_digest
 from ec262.protocol.sealing import seal
 from ec262.sandbox.selftest import ATTACKS
 from ec262.serving import Server
@@ -135,14 +136,21 @@ def test_a_receipt_that_the_foreman_keeps_to_itself_is_shown_to_discovery(
         foreman = Foreman(worker.server.port)
         leases = push_leased(client, foreman, [1, 2])
         task_ids = [lease_id.partition(".")[0] for lease_id in leases]
-        # The foreman never asks for results, and settles without showing a receipt.
-        eventually(
-            lambda: all(
-                verdict.verdict == "accepted"
-                for verdict in client.settle(m.Settle(job_id=foreman.job_id, decide=task_ids)).tasks
-            ),
-            "accepted on the worker's own word",
-        )
+
+        def known() -> set[str]:
+            return {record.replicas[0].state.value for record in discovery.store.load(task_ids)[1].values()}
+
+        # The foreman does not ask for results. To be paid in full, the worker's word is not enough.
+        eventually(lambda: known() == {"shown"}, "shown by the worker itself")
+        asked = m.Settle(job_id=foreman.job_id, decide=task_ids)
+        assert {verdict.verdict for verdict in client.settle(asked).tasks} == {"pending"}
+        answer = foreman.poll()
+        arrived = {each.lease_id: tokens_digest(digests_of(each.tokens)) for each in answer.results}
+        standing = worker.registration.standing
+        assert standing is not None
+        shown = m.SealedReceipts(worker_id=standing.worker_id, token=answer.receipts, arrived=arrived)
+        settled = client.settle(m.Settle(job_id=foreman.job_id, receipts=[shown], decide=task_ids))
+        assert {verdict.verdict for verdict in settled.tasks} == {"accepted"}
         eventually(lambda: worker.registration.earned == 2, "paid")
         eventually(lambda: len(worker._unsettled) == 0, "forgotten once settled")
 

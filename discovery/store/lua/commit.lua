@@ -10,6 +10,8 @@
 --   {ec}:vesting              sorted set: times (s, tens) at which pay vests; {ec}:vesting:<time>  hash: account -> credits
 --   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote);
 --                             share (it is given one in so many of its capacity); away (it wants no leases now);
+--                             denied (parties of foremen of whose leases it says that they were not pushed, each with a
+--                             space behind it; since an answer of it was accepted);
 --                             verified, doubts, words, accusers: what all foremen share of their tallies (see learn)
 --   {ec}:worker:<id>:leases   set: leases that take its slots
 --   {ec}:trust:<party>        hash: <worker>:v, :d, :w -> one foreman's own tally of a worker
@@ -18,25 +20,28 @@
 --   {ec}:job:<account>:<job>  hash: answers (that were compared), noisy; and beside it
 --     :compared, :differed    hashes: worker -> answers that were compared, and those that differed
 --     :doubts                 hash: <worker>:d, <worker>:w -> what tallies gained in this job
---     :effort                 hash: account -> effort fees it had of undecided tasks
+--     :effort                 hash: account -> effort fees with a cap that it had
+--     :undelivered            hash: worker -> results that the foreman says did not arrive
+--     :held                   hash: account -> hold fees for leases that its workers deny
 --     :tasks, :recompute      sets: accepted tasks that are remembered, and those of them that are to be computed again
 --   {ec}:pool:<class>         set: workers alive that have a slot free
 --   {ec}:pool:<class>+<capability>  set: those of them that have the capability
 --   {ec}:alive                sorted set: worker id by the time in ms at which its registration lapses
 --   {ec}:idempotency:<account>:<key>  string: the tasks a lease request got, gone after a while
 --
--- ARGV[1]: MessagePack of what follows; ARGV[2]: the ledger's entry, or ""; ARGV[2 + n]: of the n-th task version .. record,
--- or "" to delete it (Redis' MessagePack takes no bytes).
---   tasks:    [[id, expected version or "", due ms or -1], ...]
---   accounts: [[place, delta], ...]; escrows: [[task id, delta], ...]
+-- ARGV[1]: MessagePack of what follows; ARGV[2]: the ledger's entry, or ""; ARGV[3]: version .. record of all tasks, one after
+-- the other (Redis' MessagePack takes no bytes, and many arguments cost both sides more than one).
+--   tasks:    [[id, ...], [expected version or "", ...], [due ms or -1, ...], [bytes in ARGV[3], 0 to delete it, ...]]
+--   accounts: [[place, delta], ...]; escrows: [[task id, ...], [delta, ...]]
 --   takes:    [[worker id, epoch, [lease id, ...]], ...]
 --   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
 --   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
 --   lessons:  [[worker id, party, verified, doubts, words], ...]
---   jobs:     [[account:job, answers, compared, differed, doubts, effort, accepted, recompute], ...]: hashes as
---             [field, delta, ...], sets as [id, ...]
+--   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute, held], ...]:
+--             hashes as [field, delta, ...], sets as [id, ...]
 --   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
+--   denied:   [[worker id, party, ...], ...]; hold: [most that :held may come to, parties from which a share is halved]
 --   hush: account:job whose doubts are taken back, which happens once, or ""
 --   now, kept (ms until which jobs are kept), most_share
 -- Returns {"ok"} or {what stood in the way, which, ...}; then nothing was changed.
@@ -72,14 +77,18 @@ end
 
 local stale = {}
 local fresh = {}
-for _, t in ipairs(c.tasks) do
-  if t[2] == '' then
-    fresh[#fresh + 1] = P .. 'task:' .. t[1]
-  elseif redis.call('GETRANGE', P .. 'task:' .. t[1], 0, 7) ~= t[2] then
-    stale[#stale + 1] = t[1]
+local ids, versions, dues, sizes = c.tasks[1], c.tasks[2], c.tasks[3], c.tasks[4]
+local keys = {}
+for n = 1, #ids do
+  local key = P .. 'task:' .. ids[n]
+  keys[n] = key
+  if versions[n] == '' then
+    fresh[#fresh + 1] = key
+  elseif redis.call('GETRANGE', key, 0, 7) ~= versions[n] then
+    stale[#stale + 1] = ids[n]
   end
 end
-if in_pieces('EXISTS', nil, fresh) > 0 then stale[#stale + 1] = c.tasks[1][1] end
+if in_pieces('EXISTS', nil, fresh) > 0 then stale[#stale + 1] = ids[1] end
 if #stale > 0 then return {'stale', unpack(stale, 1, math.min(#stale, 1000))} end
 if #c.idempotency > 0 and redis.call('EXISTS', P .. 'idempotency:' .. c.idempotency[1]) == 1 then return {'repeated'} end
 if c.hush ~= '' and redis.call('HEXISTS', P .. 'job:' .. c.hush, 'noisy') == 1 then return {'hushed'} end
@@ -92,29 +101,37 @@ for _, v in ipairs(c.vesting) do
     return {'vesting', v[1]}
   end
 end
-for _, t in ipairs(c.takes) do
-  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'away')
+for _, j in ipairs(c.jobs) do
+  for at = 1, #j[10], 2 do
+    local held = tonumber(redis.call('HGET', P .. 'job:' .. j[1] .. ':held', j[10][at]) or '0')
+    if held + j[10][at + 1] > c.hold[1] then return {'held', j[1]} end
+  end
+end
+local taken = {}
+for n, t in ipairs(c.takes) do
+  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'class', 'capabilities', 'away')
+  taken[n] = w
   local expires = redis.call('ZSCORE', P .. 'alive', t[1])
-  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2] or w[5]
+  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2] or w[7]
       or tonumber(w[2]) + #t[3] > room(w[3], w[4]) then
     return {'worker', t[1]}
   end
 end
 
-local gone, written, due, idle = {}, {}, {}, {}
-for i, t in ipairs(c.tasks) do
-  local record = ARGV[2 + i]
-  if record == '' then
-    gone[#gone + 1] = P .. 'task:' .. t[1]
+local gone, written, due, idle, at = {}, {}, {}, {}, 1
+for n = 1, #ids do
+  if sizes[n] == 0 then
+    gone[#gone + 1] = keys[n]
   else
-    written[#written + 1] = P .. 'task:' .. t[1]
-    written[#written + 1] = record
+    written[#written + 1] = keys[n]
+    written[#written + 1] = string.sub(ARGV[3], at, at + sizes[n] - 1)
+    at = at + sizes[n]
   end
-  if record == '' or t[3] < 0 then
-    idle[#idle + 1] = t[1]
+  if dues[n] < 0 then
+    idle[#idle + 1] = ids[n]
   else
-    due[#due + 1] = t[3]
-    due[#due + 1] = t[1]
+    due[#due + 1] = dues[n]
+    due[#due + 1] = ids[n]
   end
 end
 in_pieces('DEL', nil, gone)
@@ -122,21 +139,34 @@ in_pieces('MSET', nil, written)
 in_pieces('ZREM', P .. 'due', idle)
 in_pieces('ZADD', P .. 'due', due)
 for _, a in ipairs(c.accounts) do redis.call('HINCRBY', P .. 'balances', a[1], a[2]) end
-local empty = {}
-for _, e in ipairs(c.escrows) do
-  if redis.call('HINCRBY', P .. 'escrow', e[1], e[2]) == 0 then empty[#empty + 1] = e[1] end
+local held, gains, left, empty = c.escrows[1], c.escrows[2], {}, {}
+for start = 1, #held, 1000 do
+  local found = redis.call('HMGET', P .. 'escrow', unpack(held, start, math.min(start + 999, #held)))
+  for n = 1, #found do
+    local at = start + n - 1
+    local sum = tonumber(found[n] or '0') + gains[at]
+    if sum == 0 then
+      empty[#empty + 1] = held[at]
+    else
+      left[#left + 1] = held[at]
+      left[#left + 1] = sum
+    end
+  end
 end
+in_pieces('HSET', P .. 'escrow', left)
 in_pieces('HDEL', P .. 'escrow', empty)
 if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
 for _, n in ipairs(c.counts) do redis.call('HINCRBY', P .. n[1], n[2], n[3]) end
+local vests = {}
 for _, v in ipairs(c.vesting) do
   redis.call('HINCRBY', P .. 'account:' .. v[1], 'unvested', v[3])
   if redis.call('HINCRBY', P .. 'vesting:' .. v[2], v[1], v[3]) == 0 then
     redis.call('HDEL', P .. 'vesting:' .. v[2], v[1])
   else
-    redis.call('ZADD', P .. 'vesting', v[2] * 10, v[2])
+    vests[v[2]] = true
   end
 end
+for time in pairs(vests) do redis.call('ZADD', P .. 'vesting', time * 10, time) end
 
 -- One foreman's tally changes; what all others believe changes by what it shares of that, so that the order of increments
 -- makes no difference to sums.
@@ -165,49 +195,69 @@ end
 for _, l in ipairs(c.lessons) do learn(l[1], l[2], {l[3], l[4], l[5]}) end
 
 if c.hush ~= '' then redis.call('HSET', P .. 'job:' .. c.hush, 'noisy', 1) end
+local counted = {[3] = ':compared', [4] = ':differed', [5] = ':doubts', [6] = ':effort', [7] = ':undelivered', [10] = ':held'}
 for _, j in ipairs(c.jobs) do
   local key = P .. 'job:' .. j[1]
   if j[2] ~= 0 then redis.call('HINCRBY', key, 'answers', j[2]) end
-  for n, name in ipairs({':compared', ':differed', ':doubts', ':effort'}) do
-    local pairs_ = j[2 + n]
+  for n, name in pairs(counted) do
+    local pairs_ = j[n]
     for at = 1, #pairs_, 2 do
       if redis.call('HINCRBY', key .. name, pairs_[at], pairs_[at + 1]) <= 0 then
         redis.call('HDEL', key .. name, pairs_[at])
       end
     end
   end
-  in_pieces('SADD', key .. ':tasks', j[7])
-  in_pieces('SADD', key .. ':recompute', j[8])
+  in_pieces('SADD', key .. ':tasks', j[8])
+  in_pieces('SADD', key .. ':recompute', j[9])
   redis.call('ZADD', P .. 'open', c.kept, j[1])
 end
 
+-- Of some parties a worker may deny leases for good reason; more are not noted than it takes to have the least share.
+for _, d in ipairs(c.denied) do
+  local key, halve = P .. 'worker:' .. d[1], false
+  local known = redis.call('HGET', key, 'denied') or ''
+  for n = 2, #d do
+    local _, many = string.gsub(known, ' ', '')
+    if many < c.hold[2] + 5 and not string.find(' ' .. known, ' ' .. d[n] .. ' ', 1, true) then
+      known = known .. d[n] .. ' '
+      halve = halve or many + 1 >= c.hold[2]
+    end
+  end
+  redis.call('HSET', key, 'denied', known)
+  for _, f in ipairs(c.frees) do
+    if halve and f[1] == d[1] and f[3] == 0 then f[3] = -1 end
+  end
+end
+-- A worker that is alive and not away is in its pools as long as it has room.
+local shares = {}
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'away')
-  if f[3] > 0 and w[4] then
-    redis.call('HDEL', key, 'share')
-    w[4] = nil
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used', 'denied', 'away')
+  local share = w[4]
+  if f[3] > 0 and (share or w[6]) then
+    redis.call('HDEL', key, 'share', 'denied')
+    share = nil
   elseif f[3] < 0 and w[1] then
-    w[4] = math.min(tonumber(w[4] or '1') * 2, c.most_share)
-    redis.call('HSET', key, 'share', w[4])
+    share = math.min(tonumber(share or '1') * 2, c.most_share)
+    redis.call('HSET', key, 'share', share)
   end
-  if freed > 0 or f[3] < 0 then
-    local used = redis.call('HINCRBY', key, 'used', -freed)
-    if used >= room(w[1], w[4]) then
-      if f[3] < 0 then for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end end
-    elseif not w[5] and redis.call('ZSCORE', P .. 'alive', f[1]) then
+  shares[f[1]] = share or '1'
+  if freed > 0 or share ~= w[4] then
+    local had, used = tonumber(w[5]) < room(w[1], w[4]), redis.call('HINCRBY', key, 'used', -freed)
+    local has = used < room(w[1], share)
+    if had and not has then
+      for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end
+    elseif has and not had and not w[7] and redis.call('ZSCORE', P .. 'alive', f[1]) then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end
 end
-for _, t in ipairs(c.takes) do
-  local key = P .. 'worker:' .. t[1]
+for n, t in ipairs(c.takes) do
+  local key, w = P .. 'worker:' .. t[1], taken[n]
   in_pieces('SADD', key .. ':leases', t[3])
-  local used = redis.call('HINCRBY', key, 'used', #t[3])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share')
-  if used >= room(w[1], w[4]) then
-    for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
+  if redis.call('HINCRBY', key, 'used', #t[3]) >= room(w[3], shares[t[1]] or w[4]) then
+    for _, group in ipairs(groups(w[5], w[6])) do redis.call('SREM', P .. 'pool:' .. group, t[1]) end
   end
 end
 if #c.idempotency > 0 then

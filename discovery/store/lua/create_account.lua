@@ -1,11 +1,13 @@
 -- Makes an account, if it may be made, and mints its starting credits. Keys as in commit.lua, and:
 --   {ec}:account:<id>           hash: secret_hash, name, created_ms, granted (the starting credits: see transfer.lua),
---                               network (the neighbourhood it was made from); later: banned (by whom, why), auditor, shown
+--                               network (the neighbourhood it was made from), bound ("1": what it was given does not buy
+--                               from workers of that neighbourhood: see sample.lua); later: banned (by whom, why), auditor,
+--                               shown
 --   {ec}:invitation:<id>        hash: left (how many accounts it is good for), expires_ms, note; the id is the code's hash
 --   {ec}:invitations            sorted set: their ids by the time they expire
 --   {ec}:made:<day>:<origin>    how many accounts an address or neighbourhood made on a day (UTC); gone two days later
--- ARGV: id, secret hash, name, credits, ledger entry, -credits, network, invitation or "", then of each origin: its name,
--- most accounts a day, most accounts with credits a day (0: any number).
+-- ARGV: id, secret hash, name, credits, ledger entry, -credits, network, invitation or "", bound, then of each origin: its
+-- name, most accounts a day, most accounts with credits a day (0: any number).
 -- Returns {"ok", credits}, or with nothing made {"taken"} (the id), {"invitation"} (not valid), {"many"}.
 local P = '{ec}:'
 local time = redis.call('TIME')
@@ -16,7 +18,7 @@ if ARGV[8] ~= '' then
   if tonumber(known[1] or '0') < 1 or tonumber(known[2]) <= now then return {'invitation'} end
 end
 local granted, made = true, {}
-for n = 9, #ARGV, 3 do
+for n = 10, #ARGV, 3 do
   local key = P .. 'made:' .. math.floor(time[1] / 86400) .. ':' .. ARGV[n]
   local count, most, gifts = tonumber(redis.call('GET', key) or '0'), tonumber(ARGV[n + 1]), tonumber(ARGV[n + 2])
   if most > 0 and count >= most then return {'many'} end
@@ -36,6 +38,7 @@ end
 redis.call('HSET', account, 'name', ARGV[3], 'created_ms', time[1] * 1000, 'network', ARGV[7],
   'granted', granted and ARGV[4] or '0')
 if not granted then return {'ok', 0} end
+if ARGV[9] ~= '' then redis.call('HSET', account, 'bound', ARGV[9]) end
 -- Negated outside: a number of Lua is a double, and would be written in another way than HINCRBY reads.
 redis.call('HINCRBY', P .. 'balances', 'mint', ARGV[6])
 redis.call('HINCRBY', P .. 'balances', 'account:' .. ARGV[1], ARGV[4])

@@ -1,9 +1,11 @@
 -- Draws workers with a free slot at random, and what a lease request needs beside them. Keys as in register.lua.
 -- Those who ask for less are drawn first; at most 100 pools are looked at, however many workers there are.
+-- An account whose gift is bound gets no workers of its own neighbourhood (theirs, or their accounts') before it has spent as
+-- much as it was given. What is in escrow is not spent yet: it may come back.
 -- ARGV: class, how many, account, or "" for none, a random number, most that a worker may ask, name of a pool, ...
 -- Returns, as one MessagePack (which Python reads in a tenth of the time that it takes for so many replies), an array: now
--- in ms, balance, network of the account, workers alive, slots alive, and of each worker its id and its fields (false: it has
--- none). All of them are in all the pools that were named.
+-- in ms, balance, workers alive, slots alive, and of each worker its id and its fields (false: it has none). All of them are
+-- in all the pools that were named.
 local P = '{ec}:'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -50,10 +52,15 @@ for _, class in ipairs(classes) do
     end
   end
 end
-local network = redis.call('HGET', P .. 'account:' .. ARGV[3], 'network') or ''
-local answer = {now, tonumber(redis.call('HGET', P .. 'balances', 'account:' .. ARGV[3]) or '0'), network, alive, slots}
+local account = redis.call('HMGET', P .. 'account:' .. ARGV[3], 'bound', 'granted', 'spent', 'network')
+local bound = account[1] and tonumber(account[2]) > tonumber(account[3] or '0')
+local function neighbour(id)
+  local worker = redis.call('HMGET', P .. 'worker:' .. id, 'near', 'account')
+  return worker[1] == account[4] or redis.call('HGET', P .. 'account:' .. worker[2], 'network') == account[4]
+end
+local answer = {now, tonumber(redis.call('HGET', P .. 'balances', 'account:' .. ARGV[3]) or '0'), alive, slots}
 for _, id in ipairs(drawn) do
-  if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now then
+  if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now and not (bound and neighbour(id)) then
     answer[#answer + 1] = id
     answer[#answer + 1] = redis.call('HMGET', P .. 'worker:' .. id, 'account', 'address', 'port', 'slots', 'epoch', 'used',
       'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor', 'terms')

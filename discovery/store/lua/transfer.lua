@@ -2,7 +2,7 @@
 --   {ec}:account:<id>              hash: granted (credits it got as a gift), unvested (earned, but not to be sent yet)
 --   {ec}:transfer:<account>:<key>  string: what was sent with this key, gone after a while
 -- A gift is spent first and never sent on: of the balance as much is still gift as was granted and neither spent nor is
--- in escrow.
+-- in escrow. (What of it was burnt is granted no more: see mint.lua.)
 -- ARGV: from, to, amount, idempotency key, what is sent (to compare), seconds to keep that, ledger entry.
 -- Returns {"ok" or "repeated", balance, what may be sent now}, {"conflict"}, {"unknown"} or {"credits", balance, what may}.
 local P = '{ec}:'
