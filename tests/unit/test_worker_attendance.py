@@ -28,7 +28,7 @@ from ec262.mapreduce.program import map_header
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_pairs
 from ec262.protocol.framing import frame_parts, parts_digest
-from ec262.protocol.receipts import Kind
+from ec262.protocol.receipts import Kind, digests_of, tokens_digest
 from ec262.protocol.sealing import seal
 from ec262.serving import Server
 from ec262.worker.control import ask, control_directory, own_pids, workers_here
@@ -127,6 +127,17 @@ def push(client: DiscoveryClient, worker: Worker, values: list[Any]) -> tuple[Fo
     return foreman, [task.lease_id for task in message.tasks]
 
 
+def settle(client: DiscoveryClient, worker: Worker, peer: Foreman, leases: list[str]) -> m.Settled:
+    """Fetches what there is for a job, and asks for verdicts."""
+    results, standing = peer.poll(), worker.registration.standing
+    assert standing is not None
+    assert [each.lease_id for each in results.results] == leases
+    arrived = {each.lease_id: tokens_digest(digests_of(each.tokens)) for each in results.results}
+    shown = m.SealedReceipts(worker_id=standing.worker_id, token=results.receipts, arrived=arrived)
+    decide = [lease_id.partition(".")[0] for lease_id in leases]
+    return client.settle(m.Settle(job_id=peer.job_id, receipts=[shown], decide=decide))
+
+
 # --- when ---
 
 
@@ -201,15 +212,7 @@ def test_a_pause_gives_back_what_waits_and_finishes_what_runs(
 
         worker.holdings.take = take  # type: ignore[method-assign]
         peer, leases = push(foreman, worker, [1, 2, 3])
-        results = peer.poll()
-        assert [result.lease_id for result in results.results] == leases
-        settled = foreman.settle(
-            m.Settle(
-                job_id=peer.job_id,
-                receipts=[m.SealedReceipts(worker_id=before.worker_id, token=results.receipts)],
-                decide=[lease_id.partition(".")[0] for lease_id in leases],
-            )
-        )
+        settled = settle(foreman, worker, peer, leases)
         assert not settled.refused_receipts
         counts = discovery.store.worker_counts(before.worker_id)
         assert (counts["refused"], counts["expired"], counts["dissented"]) == (3, 0, 0)
@@ -244,16 +247,7 @@ def test_leases_that_it_has_stay_its_own_while_it_is_away(
         eventually(lambda: worker.holdings.unacknowledged == 1, "computed")
         worker.attendance.answer({"do": "pause"}, worker.status)
         eventually(lambda: not is_leased_to(foreman), "away")
-        results = foreman_of_it.poll()
-        standing = worker.registration.standing
-        assert standing is not None
-        (verdict,) = foreman.settle(
-            m.Settle(
-                job_id=foreman_of_it.job_id,
-                receipts=[m.SealedReceipts(worker_id=standing.worker_id, token=results.receipts)],
-                decide=[leases[0].partition(".")[0]],
-            )
-        ).tasks
+        (verdict,) = settle(foreman, worker, foreman_of_it, leases).tasks
         assert (verdict.verdict, verdict.kind) == ("accepted", Kind.OK)
         eventually(lambda: worker.registration.earned == 1, "paid")
         assert not is_leased_to(foreman), "a slot that is free again does not bring it back"
@@ -534,11 +528,7 @@ def test_the_line_at_the_end_has_what_was_earned_a_moment_ago(
         eventually(lambda: worker.registration.earned_at_start == 0, "nothing yet")
         assert worker.status().earned_today == 0
         peer, leases = push(foreman, worker, [1])
-        results = peer.poll()
-        standing = worker.registration.standing
-        assert standing is not None
-        receipts = [m.SealedReceipts(worker_id=standing.worker_id, token=results.receipts)]
-        foreman.settle(m.Settle(job_id=peer.job_id, receipts=receipts, decide=[leases[0].partition(".")[0]]))
+        settle(foreman, worker, peer, leases)
         eventually(lambda: worker.registration.earned == 1, "paid")
         status = worker.status()
         assert (status.earned, status.earned_since_start, status.earned_today) == (1, 1, 1)
