@@ -6,6 +6,7 @@ does not know stands in nobody's way: a machine without a battery is on mains.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -168,10 +169,10 @@ def fit_memory(settings: WorkerSettings, slot_bytes: int) -> WorkerSettings:
     programs = min(settings.program_bytes, memory // (2 * _SHARE_HELD))
     slots = min(settings.slots, (memory - held - programs) // slot_bytes)
     if slots < 1:
-        least = -(-slot_bytes * 2 * _SHARE_HELD // (2 * _SHARE_HELD - 3))
+        least = math.ceil(100 * slot_bytes * 2 * _SHARE_HELD / (2 * _SHARE_HELD - 3) / 2**30) / 100
         raise SetupError(
             f"memory of {memory / 2**30:.2f} GiB is too little for a single task: they may use up to "
-            f"{slot_bytes / 2**30:.2f} GiB, and what waits needs some; give it {least / 2**30:.2f} GiB or more"
+            f"{slot_bytes / 2**30:.2f} GiB, and what waits needs some; give it {least:.2f} GiB or more"
         )
     return replace(settings, slots=slots, held_bytes=held, program_bytes=programs)
 

@@ -110,7 +110,7 @@ def test_memory_is_kept_by_fewer_slots_and_less_that_waits() -> None:
     assert made.slots * gib + made.held_bytes + made.program_bytes <= 4 * gib
     assert fit_memory(WorkerSettings(slots=8), gib).slots == 8
     assert fit_memory(WorkerSettings(slots=2, memory_bytes=64 * gib), gib).slots == 2
-    with pytest.raises(SetupError, match=r"1\.23 GiB"):
+    with pytest.raises(SetupError, match=r"1\.24 GiB"):
         fit_memory(WorkerSettings(memory_bytes=gib), gib)
     assert fit_memory(WorkerSettings(memory_bytes=int(1.24 * gib)), gib).slots == 1, "as the error says"
 
