@@ -302,7 +302,7 @@ def test_suspended_and_resumed_it_is_back_within_a_heartbeat(
             worker_class = f"native/3.{sys.version_info[1]}"
             suspended = start("suspended")
             start("other")
-            job = job_of(server.url, timeout_s=1.5, max_retries=5)
+            job = job_of(server.url, timeout_s=2.0, cpu_limit_s=1.0, max_retries=5)
             eventually(lambda: earned_by("suspended") > 0, "paid")
             os.kill(suspended.pid, signal.SIGSTOP)
             eventually(lambda: alive() == 1, "it is missed")
@@ -340,7 +340,7 @@ def test_suspended_and_resumed_it_is_back_within_a_heartbeat(
 def test_suspended_for_90_seconds_with_the_usual_times(make_network: MakeNetwork) -> None:
     network = make_network()
     suspended, _ = network.worker(), network.worker()
-    job = job_of(network.url, tasks=200, timeout_s=10.0)
+    job = job_of(network.url, tasks=200, timeout_s=10.0, cpu_limit_s=5.0)
     until(lambda: earned(network, "worker0") > 0, what="paid")
     os.kill(suspended.pid, signal.SIGSTOP)
     stopped_s = time.monotonic()
