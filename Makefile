@@ -19,9 +19,9 @@ help:
 demo: venv
 	@$(IN) example.py
 
-# In two processes: tests of whole networks mostly wait for each other's processes, the others compute.
+# In three processes: tests of whole networks mostly wait for each other's processes, the others compute.
 test: venv-dev
-	@$(IN) -m pytest -m "not slow" -n 2 --dist loadfile
+	@$(IN) -m pytest -m "not slow" -n 3 --dist loadfile
 
 test-all: venv-dev
 	@$(IN) -m pytest

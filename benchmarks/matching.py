@@ -1,9 +1,8 @@
 """Matching: what finding workers for a lease costs, with few and with many workers registered.
 
 ``python -m benchmarks.matching`` prints it, for 10, 1,000 and 100,000 workers in an embedded store of its own, in CPU
-time of this process and the store together, which says more than a clock where others use the machine as well. What
-grows with the workers is not what a lease costs, but two capabilities at once: they are looked for among all that have
-the rarer one.
+time of this process and the store together, which says more than a clock where others use the machine as well. What a
+lease costs does not grow with the workers.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 
 import redis
 
+from benchmarks.machine import busy_s
 from discovery.app import create_discovery
 from discovery.service import calm_collector
 from discovery.settings import MOST_STARTING_CREDITS, Settings
@@ -105,7 +106,7 @@ class InProcess(Service):
         return _Handed(self, address)
 
     def spent(self) -> Spent:
-        return Spent(self.clock_s, self.discovery_s, _store_s(self._client), 0.0)
+        return Spent(self.clock_s, self.discovery_s, _store_s(self._client), time.process_time() - self.discovery_s)
 
     def close(self) -> None:
         self.discovery.store.close()
@@ -297,8 +298,9 @@ def measure(service: Service, flags: argparse.Namespace, store: redis.Redis, war
         warm()
         for foreman in foremen:
             foreman.replicas = 0
-        bytes_before, before = _memory(store), service.spent()
+        bytes_before, before, busy_before, started_s = _memory(store), service.spent(), busy_s(), time.perf_counter()
         run(flags.rounds)
+        busy, took_s = busy_s(), time.perf_counter() - started_s
         spent, grown = service.spent().less(before), _memory(store) - bytes_before
     tasks = flags.rounds * flags.batch * len(foremen)
     replicas = sum(foreman.replicas for foreman in foremen)
@@ -308,6 +310,9 @@ def measure(service: Service, flags: argparse.Namespace, store: redis.Redis, war
     line = f"us a replica: discovery {spent.discovery_s * each:.1f}, store {spent.store_s * each:.1f}, "
     line += f"callers {spent.callers_s * each:.1f}, " if flags.callers else ""
     print(line + f"by the clock {spent.clock_s * each:.1f}")
+    if busy is not None and busy_before is not None:
+        others = busy - busy_before - spent.discovery_s - spent.store_s - spent.callers_s
+        print(f"other programs kept {max(0.0, others) / took_s:.2f} cores busy meanwhile")
     print(f"the store grew by {grown / tasks:.0f} bytes a task, ledger included")
     if isinstance(service, InProcess):
         _measure_memory(foremen[0], flags.batch, store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import redis
 from flask import Blueprint, Flask, Response, request
 
 from discovery.addresses import caller_of
+from discovery.condition import Condition
 from discovery.disputes import Disputes
 from discovery.explaining import Explaining
 from discovery.jobs import Jobs
@@ -33,6 +35,10 @@ from ec262.responses import answer_errors, problem
 
 log = logging.getLogger("ec262.discovery")
 
+_PASSING = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN)\b")
+"""What a store says that refuses commands for now: out of memory, out of disk, a replica that is not the master yet."""
+_SAY_EVERY_S = 10.0
+
 
 class Api:
     """The views, by the names of their routes."""
@@ -46,6 +52,7 @@ class Api:
         trust: Trust,
         disputes: Disputes,
         jobs: Jobs,
+        condition: Condition,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -58,6 +65,7 @@ class Api:
         self._jobs = jobs
         self._leaderboard = Leaderboard(store)
         self._statements = Statements(store)
+        self._condition = condition
         self._settings = settings
         self._openapi = msgspec.json.encode(openapi_document("discovery"))
         self._totals_lock = threading.Lock()
@@ -81,7 +89,7 @@ class Api:
     def health(self, account_id: str) -> m.Message:
         """GET /v1/health"""
         self._store.ping()
-        return m.Health(status="ok")
+        return self._condition.health()
 
     def credits(self, account_id: str) -> m.Message:
         """GET /v1/credits: added up at most once a second, because the sum costs time for every account."""
@@ -93,6 +101,7 @@ class Api:
 
     def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
         """POST /v1/accounts"""
+        self._condition.admit()
         return self._registry.create_account(self._caller(), body)
 
     def account(self, account_id: str) -> m.Message:
@@ -135,6 +144,7 @@ class Api:
 
     def lease_tasks(self, account_id: str, body: m.LeaseTasks) -> m.Message:
         """POST /v1/tasks"""
+        self._condition.admit()
         return self._leasing.lease(account_id, body)
 
     def settle(self, account_id: str, body: m.Settle) -> m.Message:
@@ -168,6 +178,7 @@ class Api:
 
     def transfer(self, account_id: str, body: m.Transfer) -> m.Message:
         """POST /v1/transfers"""
+        self._condition.admit()
         return self._statements.transfer(account_id, body)
 
     # --- the one way in for all of them ---
@@ -231,14 +242,20 @@ def _unknown_worker() -> ProblemError:
 
 def handle_errors(app: Flask) -> None:
     """Makes every error a problem document with a stable code."""
+    said = float("-inf")
     answer_errors(app, log, challenge='Basic realm="EC262 account", charset="UTF-8"')
 
     @app.errorhandler(redis.ResponseError)
     def store_refused(error: redis.ResponseError) -> Response:
+        if isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError) or _PASSING.search(str(error)):
+            return store_down(error)
         log.error("a fault of this service: the store refused a command: %s", error)
         return problem("internal-error", "a fault of this service, not of the request; it is logged")
 
     @app.errorhandler(redis.RedisError)
     def store_down(error: redis.RedisError) -> Response:
-        log.error("the store does not answer: %s", error)
+        nonlocal said
+        if time.monotonic() - said > _SAY_EVERY_S:  # not for each request of an outage
+            said = time.monotonic()
+            log.error("the store does not take commands, and requests get 503: %s", error)
         return problem("unavailable", "the service's store does not answer: try again later")

@@ -11,6 +11,7 @@ from flask import Flask
 from discovery.api import Api, handle_errors
 from discovery.archive.files import LEDGER
 from discovery.archive.mover import Mover
+from discovery.condition import Condition
 from discovery.disputes import Disputes
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
@@ -27,7 +28,7 @@ log = logging.getLogger("ec262.discovery")
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The parts of one service: `app` answers requests, `sweep` does what time does."""
+    """The parts of one service: `app` answers requests, `sweep` does what time does, `mover` archives."""
 
     app: Flask
     store: Store
@@ -37,9 +38,10 @@ class Discovery:
     trust: Trust
     settings: Settings
     mover: Mover
+    condition: Condition
 
     def sweep(self) -> None:
-        """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; archives the ledger.
+        """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; looks how it stands.
 
         To be called every `Settings.sweep_every_s`.
         """
@@ -51,7 +53,7 @@ class Discovery:
             pass
         while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
-        self.mover.move()
+        self.condition.measure()
 
     def end_leases(self) -> None:
         """Ends what workers of banned accounts hold: the escrow goes back, and others may have the tasks."""
@@ -75,8 +77,9 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
     disputes = Disputes(store, trust, leasing, settings)
-    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), settings)
+    mover = Mover(store.books, data_dir.absolute() / LEDGER)
+    condition = Condition(store.books, mover, settings.most_backlog_bytes)
+    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), condition, settings)
     app.register_blueprint(api.blueprint())
     handle_errors(app)
-    mover = Mover(store.books, data_dir.absolute() / LEDGER)
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover)
+    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from discovery.changes import Changes, Terms
 from discovery.records import TaskRecord
-from discovery.store.store import Conflict, Store
+from discovery.store.answers import Conflict
+from discovery.store.store import Store
 from discovery.tasks import next_due
 
 log = logging.getLogger("ec262.discovery.changing")

@@ -17,7 +17,8 @@ from discovery.credibility import lost_dispute
 from discovery.leasing import Leasing
 from discovery.records import TaskRecord, split_lease
 from discovery.settings import Settings
-from discovery.store.store import Conflict, Store
+from discovery.store.answers import Conflict
+from discovery.store.store import Store
 from discovery.trust import Trust
 from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m

@@ -17,8 +17,9 @@ from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
+from discovery.store.answers import Conflict, Sample
 from discovery.store.reputations import Job
-from discovery.store.store import Conflict, Sample, Store
+from discovery.store.store import Store
 from discovery.tasks import add_replicas, next_due
 from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
@@ -299,6 +300,8 @@ class Leasing:
         if wanted.policy.confidence:
             redundancy = quorum = 1
         units = price_of(wanted.tasks[0].cpu_limit_s)
+        limits = {task.cpu_limit_s for task in wanted.tasks}
+        timeouts = {limit_s: self._timeout(limit_s, wanted.timeout_s) for limit_s in limits}
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
             entropy = random_bytes[28 * position : 28 * position + 28]
             record = TaskRecord(
@@ -312,7 +315,7 @@ class Leasing:
                 wrapping=number,
                 input_digest=task.input_digest,
                 cpu_limit_s=max(task.cpu_limit_s, self._settings.min_cpu_limit_s),
-                timeout_s=self._timeout(task, wanted.timeout_s),
+                timeout_s=timeouts[task.cpu_limit_s],
                 units=units,
                 redundancy=redundancy,
                 quorum=quorum,
@@ -442,9 +445,9 @@ class Leasing:
             return [worker for worker in workers if not worker.banned and worker.account_id not in view.parted]
         return welcome(workers, view)
 
-    def _timeout(self, task: m.TaskWanted, wanted_s: float | None) -> float:
+    def _timeout(self, cpu_limit_s: float, wanted_s: float | None) -> float:
         """Until the deadline: as the foreman asks, but nobody has to do what takes longer than he is given."""
-        cpu_limit_s = max(task.cpu_limit_s, self._settings.min_cpu_limit_s)
+        cpu_limit_s = max(cpu_limit_s, self._settings.min_cpu_limit_s)
         least = max(self._settings.min_timeout_s, least_timeout_s(cpu_limit_s))
         usual = max(self._settings.default_timeout_s, 4 * cpu_limit_s)
         return min(max(usual if wanted_s is None else wanted_s, least), self._settings.max_timeout_s)

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from discovery.archive.files import LEDGER, segments
+from discovery.store.configuration import FILE, told_url
 from discovery.store.server import start_server
 from discovery.store.store import Store
 from ec262.errors import SetupError
-
-_SETTING = re.compile(r'^(\w+) "(.*)"$', re.MULTILINE)
 
 
 @contextmanager
@@ -37,7 +34,7 @@ def store_of(
     with ExitStack() as stack:
         url = redis_url
         if url is None:
-            if data_dir is None or not (data_dir / "redis.conf").is_file():
+            if data_dir is None or not (data_dir / FILE).is_file():
                 raise SetupError(f"{data_dir} is no directory of a discovery service that has a store of its own")
             url = _running(data_dir) or stack.enter_context(start_server(data_dir)).url
         if archive is None and data_dir is not None and segments(data_dir / LEDGER):
@@ -63,8 +60,4 @@ def _running(data_dir: Path) -> str | None:
         pass
     finally:
         os.close(lock)
-    told = dict(_SETTING.findall((data_dir / "redis.conf").read_text()))
-    if "unixsocket" in told:
-        path = re.sub(r"\\x([0-9a-f]{2})", lambda found: chr(int(found[1], 16)), told["unixsocket"])
-        return "unix://" + urllib.parse.quote(path.encode("latin-1"))
-    return f"redis://:{told['requirepass']}@127.0.0.1:{told['port']}/0"
+    return told_url(data_dir)

@@ -16,8 +16,9 @@ from discovery.keyring import Keyring
 from discovery.records import class_of
 from discovery.settings import Settings
 from discovery.store.accounts import Accounts
-from discovery.store.store import Beat, Most, NotAdmitted, Registered, Store
-from ec262.errors import ProblemError
+from discovery.store.answers import Beat, NotAdmitted, Registered
+from discovery.store.store import Most, Store
+from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 from ec262.protocol.terms import ANYBODY
@@ -39,7 +40,10 @@ class Registry:
 
         Raises:
             ProblemError: ``registration-closed``, ``invitation-refused``, ``too-many``.
+            Malformed: a name that is not printable.
         """
+        if not wanted.name.isprintable():
+            raise Malformed("name: has to be printable, without control characters")
         mode = self._settings.registration
         if mode == "closed":
             raise ProblemError(403, "registration-closed", "ask whoever runs this service for an account")

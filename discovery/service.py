@@ -9,20 +9,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import gevent
 import redis
-from gevent.event import Event
+from gevent.event import AsyncResult
 from gevent.os import make_nonblocking, nb_read
 
 from discovery.addresses import plain
-from discovery.app import Discovery, create_discovery
+from discovery.app import create_discovery
 from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, PUBLIC_LIMITS, settings_for
+from discovery.store.keeper import Keeper
 from discovery.store.server import start_server
+from discovery.store.store import Store
+from discovery.upkeep import Upkeep
 from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
 from ec262.serving import Limits, Server
@@ -100,7 +102,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs until a signal; returns the exit code: 0 after a signal, 1 when it could not start, 2 for wrong flags."""
+    """Runs until a signal.
+
+    Returns:
+        The exit code: 0 after a signal, 1 when it could not start or lost its store, 2 for wrong flags.
+    """
     flags = parser().parse_args(arguments)
     if flags.starting_credits is not None and not 0 <= flags.starting_credits <= MOST_STARTING_CREDITS:
         parser().error(f"--starting-credits has to be from 0 to {MOST_STARTING_CREDITS}")
@@ -131,18 +137,19 @@ def _serve(flags: argparse.Namespace) -> int:
         heartbeat_s=flags.heartbeat,
         ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
-    over = Event()
+    over: AsyncResult = AsyncResult()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, over.set)
     with ExitStack() as stack:
-        url = flags.redis
+        url, keeper = flags.redis, None
         if url is None:
-            store = start_server(flags.data_dir, ephemeral=flags.ephemeral)
-            url = stack.enter_context(store).url
+            keeper = Keeper(start_server(flags.data_dir, ephemeral=flags.ephemeral))
+            stack.callback(keeper.close)
+            url = keeper.server.url
         try:
             discovery = create_discovery(settings, url, flags.data_dir)
             stack.callback(discovery.store.close)
-            discovery.store.ping()
+            _reach(discovery.store, over)
         except (redis.RedisError, ValueError) as reason:
             where = f"--redis {flags.redis}" if flags.redis else "the embedded store"
             raise SetupError(
@@ -158,10 +165,7 @@ def _serve(flags: argparse.Namespace) -> int:
         calm_collector()
         server.start()
         stack.callback(server.stop)
-        discovery.mover.run = _in_thread
-        stack.callback(discovery.mover.close)
-        sweeper = gevent.spawn(_sweep, discovery)
-        stack.callback(sweeper.kill)
+        stack.callback(Upkeep(discovery, keeper, over).stop)
         if flags.parent_pipe:
             gevent.spawn(_wait_for_parent, over)
         address = server.url
@@ -169,7 +173,7 @@ def _serve(flags: argparse.Namespace) -> int:
             print(json.dumps({"url": address}), flush=True)
         else:
             print(f"discovery ({settings.network}) at {address}  -  Ctrl-C ends it", file=sys.stderr, flush=True)
-        over.wait()
+        over.get()
     return 0
 
 
@@ -182,6 +186,23 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+
+
+def _reach(store: Store, over: AsyncResult) -> None:
+    """Returns when the store answers; a Redis that still loads its data is waited for.
+
+    Raises:
+        redis.RedisError: there is none, or none that lets us in.
+    """
+    loading = False
+    while not over.ready():
+        try:
+            return store.ping()
+        except redis.BusyLoadingError:
+            if not loading:
+                log.warning("Redis loads its data; the service begins when that is done")
+            loading = True
+            gevent.sleep(0.2)
 
 
 def _limit(text: str) -> int:
@@ -207,28 +228,7 @@ def _address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
 
 
-def _sweep(discovery: Discovery) -> None:
-    while True:
-        gevent.sleep(discovery.settings.sweep_every_s)
-        try:
-            discovery.sweep()
-        except redis.RedisError as reason:
-            log.error("the store does not answer; sweeping again soon: %s", reason)
-        except Exception:
-            log.exception("a fault in sweeping; it goes on")
-
-
-def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls what computes and writes to disk in a thread, so that requests are answered meanwhile."""
-    done = gevent.get_hub().threadpool.spawn(function, *arguments)
-    try:
-        return done.get()
-    except gevent.GreenletExit:
-        done.wait()  # it has the files that are about to be closed
-        raise
-
-
-def _wait_for_parent(over: Event) -> None:
+def _wait_for_parent(over: AsyncResult) -> None:
     """Ends the service when whoever started it is gone: its end of our standard input closes."""
     descriptor = sys.stdin.fileno()
     make_nonblocking(descriptor)

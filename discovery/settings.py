@@ -46,6 +46,8 @@ class Settings:
         silent_job_s: a running job of which nothing was heard for so long is no longer shown.
         ended_job_s: how long a job is shown that ended.
         account_jobs: most jobs of one account that are kept to be shown.
+        most_backlog_bytes: of the store's memory that entries of the ledger may take before they are on disk; with more
+            nothing new is begun.
     """
 
     network: Network = "private"
@@ -81,6 +83,7 @@ class Settings:
     silent_job_s: float = 300.0
     ended_job_s: float = 3600.0
     account_jobs: int = 64
+    most_backlog_bytes: int = 256 * 1024 * 1024
     sweep_every_s: float = 1.0
 
     @property

@@ -11,8 +11,9 @@ from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
+from discovery.store.answers import Conflict
 from discovery.store.reputations import Job
-from discovery.store.store import Conflict, Store
+from discovery.store.store import Store
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken
@@ -25,10 +26,11 @@ SWEEP_BATCH = BATCH
 MOST_RECEIPTS = 20_000
 """Of one settlement; a foreman's has a few hundred."""
 NOT_OPEN = "it does not open, or is of another form: its worker made it wrongly, or it was changed on its way"
+NO_RECEIPT = "their results came without a receipt, as their foreman says: nobody can be paid for them"
 NOT_OF_JOB = "they are of no task of this job, or of one that is forgotten"
 
 Refusals = dict[tuple[int, str], list[str]]
-"""Leases whose receipts do not count, by the position of their bundle and why; none: the whole bundle."""
+"""Leases whose receipts do not count, by the position of their bundle and why."""
 
 
 class _Shown:
@@ -62,14 +64,20 @@ class Settlement:
             ProblemError: ``conflict`` after many attempts.
         """
         shown, refused = self._open(asked.receipts)
-        if len(shown) > MOST_RECEIPTS:
+        unreadable = [
+            (asked.receipts[position].worker_id, *split_lease(lease_id))
+            for (position, _), leases in refused.items()
+            for lease_id in leases
+        ]
+        if len(shown) + len(unreadable) > MOST_RECEIPTS:
             raise Malformed(f"more than {MOST_RECEIPTS} receipts in one settlement: show them in several")
         decide = list(dict.fromkeys(asked.decide))
-        named_lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
+        lost = [split_lease(lease_id) for lease_id in dict.fromkeys(asked.lost)]
         known = dict(split_lease(lease_id) for lease_id in asked.known)
         task_ids = dict.fromkeys(decide)
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
-        task_ids.update(dict.fromkeys(task_id for task_id, _ in named_lost))
+        task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
+        task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
@@ -82,17 +90,13 @@ class Settlement:
             view = self._trust.views(records.values()).get(job) or self._trust.view(job)
             before = fingerprints(records)
             changes = Changes()
-            bad: Refusals = {key: [] for key in refused}
-            lost = list(named_lost)
-            for item in shown:
-                record = records.get(item.task_id)
-                why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
-                if why:
-                    bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
-                if why == rules.NOT_ARRIVED:
-                    lost.append((item.task_id, item.number))
+            bad = {key: list(leases) for key, leases in refused.items()}
+            undelivered = self._take_in(records, shown, bad, now_ms, view, changes)
+            for worker_id, task_id, number in unreadable:
+                if task_id in records and rules.note_unreadable(records[task_id], number, worker_id, changes):
+                    undelivered.append((task_id, number))
             again: dict[str, int] = {}
-            for task_id, number in lost:
+            for task_id, number in (*lost, *undelivered):
                 if task_id in records and number < len(records[task_id].replicas):
                     replica = records[task_id].replicas[number]
                     if replica.lost:
@@ -116,7 +120,8 @@ class Settlement:
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
-        shown, _ = self._open(sealed, by_worker=True)
+        # What is beyond that stays open, and is shown again with the next heartbeat.
+        shown = self._open(sealed, by_worker=True)[0][:MOST_RECEIPTS]
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
@@ -167,7 +172,7 @@ class Settlement:
         due = self._store.due(SWEEP_BATCH)
 
         def fall_due(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
-            views = self._trust.views([record for record in records.values() if rules.contested(record)])
+            views = self._trust.views([record for record in records.values() if rules.rests_on_workers(record)])
             for record in records.values():
                 view = views.get((record.account_id, record.job_id))
                 rules.fall_due(record, now_ms, self._terms, changes, view)
@@ -183,14 +188,16 @@ class Settlement:
             self._trust.review()
 
     def _open(self, sealed: Sequence[m.SealedReceipts], *, by_worker: bool = False) -> tuple[list[_Shown], Refusals]:
-        """The receipts in bundles that hold, and those bundles that do not.
+        """The receipts in bundles that hold, and the results that came without one.
 
         Args:
             by_worker: shown by the worker itself, so that nobody says what arrived.
         """
-        shown = []
+        shown: list[_Shown] = []
         refused: Refusals = {}
         for position, item in enumerate(sealed):
+            if len(shown) > MOST_RECEIPTS:
+                break
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
                 shown += [
@@ -201,8 +208,33 @@ class Settlement:
                     for receipt in bundle.receipts
                 ]
             except (SealBroken, ValueError):
-                refused[position, NOT_OPEN] = []
+                refused[position, NOT_OPEN] = list(item.arrived)
+                continue
+            named = {receipt.lease_id for receipt in bundle.receipts}
+            missing = [lease_id for lease_id in item.arrived if lease_id not in named]
+            if missing:
+                refused[position, NO_RECEIPT] = missing
         return shown, refused
+
+    def _take_in(
+        self,
+        records: dict[str, TaskRecord],
+        shown: Sequence[_Shown],
+        bad: Refusals,
+        now_ms: int,
+        view: View,
+        changes: Changes,
+    ) -> list[tuple[str, int]]:
+        """Records a job's receipts; adds to `bad` what does not count, and returns the replicas that are lost by it."""
+        undelivered = []
+        for item in shown:
+            record = records.get(item.task_id)
+            why = NOT_OF_JOB if record is None else self._record(record, item, now_ms, view, changes)
+            if why:
+                bad.setdefault((item.bundle, why), []).append(item.receipt.lease_id)
+            if why in (rules.NOT_ARRIVED, rules.NO_TOKENS):
+                undelivered.append((item.task_id, item.number))
+        return undelivered
 
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
         return rules.record_receipt(
@@ -240,6 +272,9 @@ class Settlement:
             kind = (record.worker_class, record.offer, *record.capabilities)
             if kind not in markets:
                 markets[kind] = self._leasing.market(record, past)
+                noted = changes.jobs.get((record.account_id, record.job_id))
+                for worker_id in noted.undelivered if noted is not None else ():
+                    markets[kind].workers.pop(worker_id, None)
             market = markets[kind]
             if market.budget < record.units or not self._leasing.may_extend(record, now_ms):
                 # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.

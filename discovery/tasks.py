@@ -29,6 +29,8 @@ from ec262.protocol.states import (
     advance_task,
 )
 
+STRANGERS = 4
+"""Of what only its worker says, newcomers are paid one in so many of what others may be."""
 NO_TOKENS = "it names no tokens: whoever has computed something has bytes to show for it"
 NOT_ARRIVED = (
     "what arrived, as its foreman says, is not what its worker gave a receipt for: one of them is wrong, and it counts "
@@ -91,6 +93,8 @@ def record_receipt(
         changes.counts[f"worker:{worker_id}", "refused"] += 1
         return ""
     if not receipt.token_digests:
+        if arrived is not None:
+            _deny(task, replica, changes)
         return NO_TOKENS
     replica.kind, replica.commitment, replica.cpu_s = receipt.kind, receipt.commitment, receipt.cpu_s
     replica.tokens = tokens_digest(receipt.token_digests)
@@ -107,6 +111,15 @@ def record_receipt(
         replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
         refund(task, number, changes)
     return ""
+
+
+def note_unreadable(task: TaskRecord, number: int, worker_id: str, changes: Changes) -> bool:
+    """Its foreman says that a worker's result came without a receipt that can be read; whether it had that lease."""
+    replica = task.replicas[number] if number < len(task.replicas) else None
+    if replica is None or replica.worker_id != worker_id or replica.state is not ReplicaState.OPEN:
+        return False
+    _deny(task, replica, changes)
+    return True
 
 
 def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) -> Verdict:
@@ -201,7 +214,8 @@ def give_up(task: TaskRecord, now_ms: int, terms: Terms, view: View, changes: Ch
             if _is_contested(replica):
                 _shift_work(replica, changes)
             alike = majority in (None, (replica.kind, replica.commitment))
-            if alike and _earns_effort(task, replica, terms, view, changes):
+            known = established(view.standing(replica.worker_id))
+            if alike and known and _earns_effort(task, replica, terms.effort_cap, view, changes):
                 compensate(task, number, now_ms, terms, changes)
             else:
                 replica.state = advance_replica(replica.state, ReplicaEvent.LEFT_UNDECIDED)
@@ -253,20 +267,21 @@ def owes_hold_fee(secret: bytes, lease_id: str, one_in: int) -> bool:
     return int.from_bytes(digest[:8], "big") % one_in == 0
 
 
-def contested(task: TaskRecord) -> bool:
-    """Whether foreman and worker contradict each other: one shows a receipt, the other says that it has no result."""
-    return any(_is_contested(replica) for replica in task.replicas)
+def rests_on_workers(task: TaskRecord) -> bool:
+    """Whether anything was computed of which only its worker says so: it showed a receipt, its foreman did not."""
+    return any(replica.state is ReplicaState.SHOWN for replica in task.replicas)
 
 
 def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes, view: View | None = None) -> None:
     """What time does: replicas past deadline and grace leave escrow, those that answered with the effort fee; a task
     with nothing left ends.
 
-    Where foreman and worker contradict each other nobody can tell who is right. A worker that is established gets the
-    effort fee, up to `effort_cap` for its account in this job.
+    What only its worker says cannot be told from nothing: the fee has a cap for its account in this job, `effort_cap`
+    where it is established, a part of that where nobody knows it; none, where its foreman contradicts a newcomer. Who
+    is contradicted or not known is given less from now on: else receipts for nothing would be a living.
 
     Args:
-        view: wanted where it is `contested`.
+        view: wanted where it `rests_on_workers`.
     """
     for number in task.holding:
         replica = task.replicas[number]
@@ -281,9 +296,15 @@ def fall_due(task: TaskRecord, now_ms: int, terms: Terms, changes: Changes, view
         for number in held:
             replica = task.replicas[number]
             owed = True
-            if _is_contested(replica):
-                _shift_work(replica, changes)
-                owed = view is not None and _earns_effort(task, replica, terms, view, changes)
+            if replica.state is ReplicaState.SHOWN:
+                known = view is not None and established(view.standing(replica.worker_id))
+                most = terms.effort_cap // (1 if known else STRANGERS)
+                if _is_contested(replica):
+                    _shift_work(replica, changes)
+                    most = terms.effort_cap if known else 0
+                elif not known:
+                    changes.halved.add(replica.worker_id)
+                owed = view is not None and _earns_effort(task, replica, most, view, changes)
             if owed:
                 compensate(task, number, now_ms, terms, changes)
             else:
@@ -360,8 +381,13 @@ def _arrive(task: TaskRecord, replica: ReplicaRecord, arrived: bytes | None, cha
     if arrived == replica.tokens:
         replica.state = advance_replica(replica.state, ReplicaEvent.RECEIPT_RECORDED)
         return ""
-    changes.jobs[task.account_id, task.job_id].undelivered[replica.worker_id] += 1
+    _deny(task, replica, changes)
     return NOT_ARRIVED
+
+
+def _deny(task: TaskRecord, replica: ReplicaRecord, changes: Changes) -> None:
+    """Its foreman says that nothing came of use: it gets no more of this job."""
+    changes.jobs[task.account_id, task.job_id].undelivered[replica.worker_id] += 1
 
 
 def _is_contested(replica: ReplicaRecord) -> bool:
@@ -375,14 +401,11 @@ def _shift_work(replica: ReplicaRecord, changes: Changes) -> None:
     changes.halved.add(replica.worker_id)
 
 
-def _earns_effort(task: TaskRecord, replica: ReplicaRecord, terms: Terms, view: View, changes: Changes) -> bool:
-    """Whether an effort fee with a cap is owed; notes that it is paid."""
+def _earns_effort(task: TaskRecord, replica: ReplicaRecord, most: int, view: View, changes: Changes) -> bool:
+    """Whether an effort fee is owed, at most `most` credits of them for an account in a job; notes that it is paid."""
     effort = changes.jobs[task.account_id, task.job_id].effort
     account, fee = replica.worker_account, effort_fee(replica)
-    owed = (
-        established(view.standing(replica.worker_id))
-        and view.effort.get(account, 0) + effort.get(account, 0) + fee <= terms.effort_cap
-    )
+    owed = view.effort.get(account, 0) + effort.get(account, 0) + fee <= most
     if owed:
         effort[account] += fee
     return owed

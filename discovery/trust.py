@@ -17,8 +17,9 @@ from discovery.credibility import Tally, clarity, convicted, credibility, establ
 from discovery.keyring import Keyring
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
+from discovery.store.answers import Conflict
 from discovery.store.reputations import Job, Suspect
-from discovery.store.store import Conflict, Store
+from discovery.store.store import Store
 from discovery.tasks import fall_due
 from ec262.errors import ProblemError
 from ec262.protocol import keys

@@ -79,6 +79,20 @@ class Process:
         return code
 
 
+def store_pid(data_dir: Path) -> int:
+    """Of the embedded store of a discovery service that runs; 0 while there is none."""
+    text = (data_dir / "lock").read_text()
+    return int(json.loads(text)["server"] or 0) if text else 0
+
+
+def kill_store(data_dir: Path) -> int:
+    """kill -9 of the embedded store; returns which it was."""
+    pid = store_pid(data_dir)
+    assert pid > 0, "there is none to kill"
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
 def until(condition: Callable[[], bool], timeout_s: float = 30.0, what: str = "the condition") -> None:
     """Waits for something that has to come; fails where it does not."""
     deadline = time.monotonic() + timeout_s

@@ -1,9 +1,13 @@
 """Mover: takes the ledger's entries from Redis to disk, block by block.
 
-For each block: write it, wait until it is on disk, post its rows to the statements, then have Redis compare, set the
-head and let the entries go, in one step. Whatever is killed in between, the next mover finds either a torn end (cut
-off: Redis still has the entries) or a whole block that Redis does not know of. That one is compared with what Redis
-still has and acknowledged, not written again; if Redis has something else, it lost data, and nobody mends that here.
+For each block: write it, wait until it is on disk, then have Redis compare, set the head and let the entries go, in one
+step. Whatever is killed in between, the next mover finds either a torn end (cut off: Redis still has the entries) or a
+whole block that Redis does not know of. That one is compared with what Redis still has and acknowledged, not written
+again; if Redis has something else, it lost data, and nobody mends that here.
+
+Rows of statements are posted afterwards, those of several blocks at once where there are many: a row costs Redis far
+more than a movement, and an account that is in ten blocks has one row of them all. How far that came is in the head,
+too, and a mover that finds rows missing takes them from the blocks.
 
 Redis may lose the last second or two of its append-only file (``appendfsync everysec``). So that nothing is on disk
 that Redis can still forget, an entry is archived only when it is `settle_s` old.
@@ -15,11 +19,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from discovery.archive.files import SEGMENT_BYTES, ArchiveFault, Writer, Written, open_writer, segments
-from discovery.archive.segment import Entry
+from discovery.archive.files import ArchiveFault, segments
+from discovery.archive.rows import Rows
+from discovery.archive.segment import Entry, StreamId
+from discovery.archive.writer import SEGMENT_BYTES, Writer, Written, open_writer
 from discovery.store.books import PAGE, Books, Head
 
 log = logging.getLogger("ec262.discovery")
@@ -28,10 +35,17 @@ BLOCK_ENTRIES = 4096
 BLOCK_BYTES = 1 << 20
 MOST_BLOCKS = 32
 """Blocks of one `Mover.move`: whoever calls it has other things to do as well."""
+POST_SHARE = 0.05
+"""Of the time that posting rows takes at most: after a posting it waits 19 times as long as that took."""
+POST_WITHIN_S = 60.0
+MOST_ROWS_HELD = 200_000
+"""Rows that are not posted take 400 bytes each here."""
 _LAST = 2**64 - 1
 """The largest sequence number of an entry's id."""
 _AGAIN_S = 30.0
 """How long a mover that met a fault waits before it looks again."""
+
+_UNFIT = "the archive on disk and the store do not fit; the service's log says more"
 
 Run = Callable[..., Any]
 
@@ -42,7 +56,12 @@ class Mover:
     Args:
         settle_s: entries younger than this stay in Redis.
         wait_s: a block is written when it is full, or when its oldest entry is as old as this.
+        post_share: of the time that posting rows takes at most; 1: whatever there is is posted.
         run: calls a function that computes and writes; a service gives it a thread.
+
+    Attributes:
+        fault: what it met last, empty when all is well.
+        trouble: the same for strangers, without paths.
     """
 
     def __init__(
@@ -53,6 +72,7 @@ class Mover:
         segment_bytes: int = SEGMENT_BYTES,
         settle_s: float = 5.0,
         wait_s: float = 10.0,
+        post_share: float = POST_SHARE,
         run: Run | None = None,
     ) -> None:
         self._books = books
@@ -60,15 +80,16 @@ class Mover:
         self._segment_bytes = segment_bytes
         self._settle_ms = int(settle_s * 1000)
         self._wait_ms = int(wait_s * 1000)
+        self._pauses = 1 / post_share - 1
         self.run: Run = run or _call
         self._writer: Writer | None = None
         self._head = Head()
         self._entries: list[Entry] = []
         self._bytes = 0
         self._entry_bytes = 16 * 1024
-        self._not_before = float("-inf")
+        self._not_before = self._post_not_before = float("-inf")
         self._turn = threading.Lock()
-        self.fault = ""
+        self.fault = self.trouble = ""
 
     def close(self) -> None:
         """Lets another mover write."""
@@ -92,6 +113,7 @@ class Mover:
         except (ArchiveFault, OSError) as reason:
             self.close()
             self.fault = str(reason)
+            self.trouble = reason.strerror or type(reason).__name__ if isinstance(reason, OSError) else _UNFIT
             self._not_before = time.monotonic() + _AGAIN_S
             log.error("the ledger stays in Redis (%d entries) and grows there: %s", self._books.waiting(), reason)
             return 0
@@ -100,15 +122,15 @@ class Mover:
             raise
         finally:
             self._turn.release()
-        self.fault = ""
+        self.fault = self.trouble = ""
         return moved
 
     def _move(self) -> int:
         moved = 0
         now_ms = self._books.now_ms()
         if self._writer is None:
-            due = self._books.read((0, 0), (now_ms - self._wait_ms, _LAST), 1)[1]
-            if not due and self._books.waiting() < BLOCK_ENTRIES:
+            head, due = self._books.read((0, 0), (now_ms - self._wait_ms, _LAST), 1)
+            if not due and self._books.waiting() < BLOCK_ENTRIES and head.posted[0] == head.number:
                 return 0
             moved = self._open()
         for _ in range(MOST_BLOCKS):
@@ -118,6 +140,7 @@ class Mover:
             self._acknowledge(written)
             moved += len(self._entries)
             self._entries, self._bytes = [], 0
+        self._post()
         return moved
 
     def _fill(self, now_ms: int) -> bool:
@@ -137,14 +160,34 @@ class Mover:
         return True
 
     def _acknowledge(self, written: Written) -> None:
-        self._books.post(written.number, written.rows)
         answer = self._books.acknowledge(self._head, written.number, written.digest, written.first, written.last)
         if answer != "ok":
             raise ArchiveFault(
                 f"{self.directory}: block {written.number} is written, but Redis changed meanwhile ({answer}): it was "
                 "restored, or another archive is in use"
             )
-        self._head = Head(self._head.archive, written.number, written.digest, written.last, self._head.where)
+        self._head = replace(self._head, number=written.number, digest=written.digest, last=written.last)
+
+    def _post(self) -> None:
+        """Posts what rows there are, if it is time to."""
+        writer, started = self._writer, time.monotonic()
+        if writer is None or self._head.posted[0] == self._head.number:
+            return
+        if started < self._post_not_before and sum(map(len, writer.rows.values())) < MOST_ROWS_HELD:
+            return
+        self._post_rows(self._head.number, self._head.last, writer.rows)
+        writer.rows = {}
+        now = time.monotonic()
+        self._post_not_before = now + min((now - started) * self._pauses, POST_WITHIN_S)
+
+    def _post_rows(self, upto: int, last: StreamId, rows: Rows) -> None:
+        head = self._books.post(self._head, upto, last, rows)
+        if head is None:
+            raise ArchiveFault(
+                f"{self.directory}: the rows of block {upto} were to be posted, but Redis changed meanwhile: it was "
+                "restored, or another archive is in use"
+            )
+        self._head = head
 
     def _open(self) -> int:
         """Opens the archive and brings it and Redis to the same point; returns how many entries that archived."""
@@ -153,7 +196,7 @@ class Mover:
             if not self.directory.exists() or str(self.directory) != head.where:
                 raise ArchiveFault(f"Redis says that the ledger's archive is in {head.where}, not in {self.directory}")
             raise ArchiveFault(f"{self.directory} is empty, and Redis knows of {head.number} blocks there")
-        writer = self.run(open_writer, self.directory, head.number, self._segment_bytes)
+        writer = self.run(open_writer, self.directory, head.number, self._segment_bytes, head.posted[:2])
         if writer is None:
             return 0
         try:
@@ -180,6 +223,10 @@ class Mover:
                 f"{self.directory}: block {head.number} is not the one that Redis knows; one of the two was replaced"
             )
         self._writer, self._head = writer, head
+        done, upto, _ = head.posted
+        if upto > done:
+            self._post_rows(upto, writer.begun_last, writer.begun)
+            writer.begun = {}
         moved = 0
         for written in writer.pending:
             _, held = self._books.read((0, 0), written.last, len(written.entries) + 1)

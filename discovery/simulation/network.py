@@ -20,6 +20,8 @@ DEADLINE_S = 30.0
 AWAY_S = 60.0
 """How long a worker that crashed is away, and until one that was convicted has a new name."""
 MOST_ROUNDS = 100_000
+STILL_ROUNDS = 200
+"""Of so many rounds in which nobody computes or comes back none will come any more: longer than any wait above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,13 @@ class Network:
         todo: list[list[Task]] = [[] for _ in queues]
         current: list[list[Task]] = [[] for _ in queues]
         done: list[Task] = []
+        still = 0
         for _ in range(MOST_ROUNDS):
             self._now += 1.0
+            still = 0 if self._events or self._returning else still + 1
+            if still > STILL_ROUNDS:  # too few workers, or none that are believed: what is left stays undecided
+                done += [task for tasks in (*current, *(job for queue in queues for job in queue)) for task in tasks]
+                break
             self._answers()
             self._settle()
             for foreman in self._chance.sample(range(setup.foremen), setup.foremen):

@@ -6,7 +6,7 @@ Entries stay in the stream ``{ec}:ledger`` until the archive on disk has them; `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -27,19 +27,38 @@ MOST_ROWS = 256
 """Rows of a statement that are kept for an account."""
 TRANSFER_KEPT_S = 600
 """How long a transfer's idempotency key is remembered."""
-_ACCOUNTS_A_POST = 500
+_ROWS_A_POST = 250
+"""Redis does nothing else for the 2 ms that these take."""
+_MOST_ROWS_A_BLOCK = 2**20
 PAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How far the ledger is on disk, as Redis knows it. `archive` is empty before there is any."""
+    """How far the ledger is on disk, as Redis knows it. `archive` is empty before there is any.
+
+    Attributes:
+        posted: up to which block rows are in the statements; up to which they are being added, and how many of the
+            rows of the blocks between are there.
+        posted_last: id of the last entry whose rows are in the statements, as those of all before it.
+    """
 
     archive: str = ""
     number: int = 0
     digest: bytes = NOTHING
     last: StreamId = (0, 0)
     where: str = ""
+    posted: tuple[int, int, int] = (0, 0, 0)
+    posted_last: StreamId = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of the store's memory: what the ledger's entries take, all that it uses, what it may use (0: any)."""
+
+    ledger: int = 0
+    used: int = 0
+    most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +144,15 @@ class Books:
         """How many entries are not on disk yet."""
         return int(self._redis.xlen(_LEDGER))
 
+    def memory(self) -> Memory:
+        """How much memory the ledger takes until it is on disk, and how much there is."""
+        pipeline = self._redis.pipeline(transaction=False)
+        # All of the stream's nodes: of a few it would extrapolate from the oldest, whatever came after them.
+        pipeline.memory_usage(_LEDGER, samples=0)
+        pipeline.info("memory")
+        ledger, told = pipeline.execute()
+        return Memory(int(ledger or 0), int(told["used_memory"]), int(told.get("maxmemory", 0)))
+
     def acknowledge(self, before: Head, number: int, digest: bytes, first: StreamId, last: StreamId) -> str:
         """Lets go the entries from `first` to `last`: block `number` on disk has them.
 
@@ -138,11 +166,36 @@ class Books:
         )
         return str(answer.decode())
 
-    def post(self, number: int, rows: Rows) -> None:
-        """Adds a block's rows to statements; once, however often it is called."""
-        accounts = [(account, list(own), list(own.values())) for account, own in rows.items()]
-        for start in range(0, len(accounts), _ACCOUNTS_A_POST):
-            self._run("post_rows", number, MOST_ROWS, _pack(accounts[start : start + _ACCOUNTS_A_POST]))
+    def post(self, head: Head, upto: int, last: StreamId, rows: Rows) -> Head | None:
+        """Adds to the statements the rows of all blocks that are not posted yet; those that are there are left out.
+
+        Args:
+            head: as Redis knows it.
+            upto: the last of these blocks; where some of their rows are there already, the same as then.
+            last: the id of its last entry.
+
+        Returns:
+            The head now; None: Redis knows another one, and no more rows were added.
+        """
+        listed = [(name, place, row) for name, own in rows.items() for place, row in own.items()]
+        done, _, there = head.posted
+        for start in range(there, max(len(listed), there + 1), _ROWS_A_POST):
+            some = listed[start : start + _ROWS_A_POST]
+            groups: dict[str, list[str | int]] = {}
+            for name, place, row in some:
+                groups.setdefault(name, []).extend((place, *row))
+            end = start + len(some)
+            over = end >= len(listed)
+            posted = (upto, upto, 0) if over else (done, upto, end)
+            answer = self._run(
+                "post_rows",
+                *(head.archive, _position(head.posted), _position(posted), _text(last if over else head.posted_last)),
+                *((done + 1) * _MOST_ROWS_A_BLOCK + start, MOST_ROWS, _pack(list(groups.items()))),
+            )
+            if answer != b"ok":
+                return None
+            head = replace(head, posted=posted, posted_last=last if over else head.posted_last)
+        return head
 
     def snapshot(self) -> Snapshot:
         """All there is at one instant. Cost grows with accounts and open tasks, not with the ledger's length."""
@@ -180,12 +233,13 @@ class Books:
         pipeline.hget(f"{_PREFIX}balances", f"account:{account_id}")
         pipeline.hmget(f"{_PREFIX}account:{account_id}", ["granted", "spent", "escrow", "unvested"])
         pipeline.hgetall(f"{_PREFIX}account:{account_id}:statement")
-        pipeline.hget(_HEAD, "last")
+        pipeline.hmget(_HEAD, ["last", "posted_last"])
         pipeline.xlen(_LEDGER)
         pipeline.time()
-        balance, counts, stored, last, waiting, (seconds, micros) = pipeline.execute()
+        balance, counts, stored, (last, posted_last), waiting, (seconds, micros) = pipeline.execute()
         granted, spent, escrow, unvested = (int(count or 0) for count in counts)
-        complete_ms = _id(last or b"0-0")[0] if waiting else seconds * 1000 + micros // 1000
+        all_posted = not waiting and last == posted_last
+        complete_ms = seconds * 1000 + micros // 1000 if all_posted else _id(posted_last or b"0-0")[0]
         lines = lines_of({name.decode(): value.decode() for name, value in stored.items()})
         gift = min(max(0, granted - spent - escrow), int(balance or 0))
         return Holdings(int(balance or 0), escrow, gift, max(0, unvested), lines, complete_ms)
@@ -197,18 +251,25 @@ class Books:
 def _head(fields: Mapping[bytes, bytes]) -> Head:
     if not fields:
         return Head()
+    done, upto, rows = fields[b"posted"].split()
     return Head(
         fields[b"archive"].decode(),
         int(fields[b"number"]),
         bytes.fromhex(fields[b"hash"].decode()),
         _id(fields[b"last"]),
         fields.get(b"where", b"").decode("utf-8", "surrogateescape"),
+        (int(done), int(upto), int(rows)),
+        _id(fields[b"posted_last"]),
     )
 
 
 def _id(text: bytes) -> StreamId:
     ms, _, sequence = text.partition(b"-")
     return int(ms), int(sequence)
+
+
+def _position(posted: tuple[int, int, int]) -> str:
+    return " ".join(map(str, posted))
 
 
 def _text(entry_id: StreamId) -> str:

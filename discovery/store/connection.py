@@ -7,6 +7,8 @@ from typing import Any
 
 import redis
 from redis._parsers import Encoder
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 TIMEOUT_S = 30
 
@@ -33,6 +35,23 @@ class Packer:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client of the Redis at `url`; raises ValueError where that is none."""
-    pool: redis.ConnectionPool = redis.ConnectionPool.from_url(url, socket_timeout=TIMEOUT_S, command_packer=Packer())
-    return redis.Redis(connection_pool=pool)
+    """A client of the Redis at `url`; raises ValueError where that is none.
+
+    What fails is not repeated here: whether a command whose answer got lost was carried out only its caller can find
+    out, and commits, idempotency keys and sweeps are made for that.
+    """
+    return redis.Redis(connection_pool=_pool(url))
+
+
+def reconnect(client: redis.Redis, url: str) -> None:
+    """Has a client, and all scripts and pipelines made of it, go on at another URL."""
+    before, client.connection_pool = client.connection_pool, _pool(url)
+    # Those in use may have found the way already: where the address is the same, they were opened anew.
+    before.disconnect(inuse_connections=False)
+
+
+def _pool(url: str) -> redis.ConnectionPool:
+    # Retries are set to none by hand: the client's own default has changed between its versions.
+    return redis.ConnectionPool.from_url(
+        url, socket_timeout=TIMEOUT_S, command_packer=Packer(), retry=Retry(NoBackoff(), 0)
+    )

@@ -19,8 +19,9 @@ from discovery.changes import NEVER, Changes, Terms
 from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
+from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample
 from discovery.store.books import Books
-from discovery.store.connection import connect
+from discovery.store.connection import connect, reconnect
 from discovery.store.reputations import VESTING_MS, Reputations
 
 _LUA = Path(__file__).parent / "lua"
@@ -32,31 +33,6 @@ _CAPS = [
     *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
 ]
 """What commit.lua needs of `credibility.shared`, `Tally.accuses` and `credibility.aged`."""
-
-
-class Conflict(Exception):
-    """A commit was refused because others changed the same things; load again and decide again.
-
-    Attributes:
-        what: ``stale`` (a task changed), ``repeated`` (idempotency key known), ``credits``, ``worker``.
-    """
-
-    def __init__(self, what: str, which: Sequence[str]) -> None:
-        super().__init__(f"{what}: {', '.join(which[:3])}")
-        self.what = what
-
-
-class NotAdmitted(Exception):
-    """A worker may not enter the pool.
-
-    Attributes:
-        what: ``forbidden`` (the id is another account's), ``banned``; or what has as many as it may have: ``account``
-            (workers), ``ids`` (worker ids of the account), ``neighbourhood`` (workers).
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,37 +48,6 @@ class Most:
     account: int = 0
     ids: int = 0
     neighbourhood: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Free workers drawn at random, and what was true at that moment."""
-
-    now_ms: int
-    balance: int
-    workers: list[WorkerRecord]
-    workers_alive: int
-    slots_alive: int
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """A worker's registration: its epoch, and leases it held before it started anew."""
-
-    epoch: int
-    now_ms: int
-    lost_leases: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """What a heartbeat learns."""
-
-    now_ms: int
-    epoch: int
-    earned: int
-    balance: int
-    open_leases: list[str]
 
 
 class Store:
@@ -126,6 +71,10 @@ class Store:
     def ping(self) -> None:
         """Raises when Redis does not answer."""
         self._redis.ping()
+
+    def move_to(self, url: str) -> None:
+        """Goes on with the Redis at another URL: the embedded one was started again."""
+        reconnect(self._redis, url)
 
     def close(self) -> None:
         """Closes all connections."""
@@ -198,8 +147,9 @@ class Store:
         """Up to `count` random workers of a class that have all `needs`, a slot free, and ask for no more than `offer`.
 
         Those that ask for less come first. While the account has a bound gift to spend, there are no neighbours of it
-        among them. Cost: with one capability or none, that of `count` workers and of how many
-        different things are asked for; with several also that of the rarest.
+        among them. Cost: that of `count` workers, and of how many different prices are asked for; with several
+        capabilities also that of up to 2048 workers looked at. Of these an answer may then have fewer than there are,
+        and `workers_alive` and `slots_alive` are estimates.
         """
         pools = pools_for(needs)
         found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)

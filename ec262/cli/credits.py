@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         where.add_argument("--data-dir", metavar="DIR", type=Path, help="the service's data directory")
         action.set_defaults(run=run_operator, kind=kind)
     for action in actions.choices.values():
-        action.add_argument("account", metavar="ACCOUNT", help="an account's id")
+        action.add_argument("account", metavar="ACCOUNT", type=_account, help="an account's id")
         action.add_argument("amount", metavar="AMOUNT", type=_amount, help="credits, 1 or more")
 
 
@@ -96,9 +97,17 @@ def run_operator(flags: argparse.Namespace) -> int:
     return 1
 
 
+def _account(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{16,32}", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: is not the id of an account, 32 hexadecimal digits")
+    return text
+
+
 def _amount(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:20]) <= MOST:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a whole number of credits, 1 or more")
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r}: has to be a whole number of credits, from 1 to 9007199254740991"
+        )
     return int(text)
 
 

@@ -220,7 +220,7 @@ def _moment(text: str) -> int:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a whole number from 1 to 1000000")
     return int(text)
 
 

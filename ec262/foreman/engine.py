@@ -109,7 +109,7 @@ class Engine:
     Attributes:
         job_id: the job's id.
         schedule: the phase that runs.
-        dissenters: workers whose results others outvoted, or were other bytes than their receipts name.
+        dissenters: workers that others outvoted, or whose receipts name other bytes than they delivered.
     """
 
     def __init__(

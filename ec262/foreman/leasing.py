@@ -111,20 +111,25 @@ class Leasing:
                 return []
             purse.sweep(time.monotonic())
             tasks: list[Task] = []
-            most = purse.affordable(needed, schedule.room())
+            room = schedule.room()
+            most = purse.affordable(needed, room)
             if session.policy.confidence and purse.limit is not None:
                 most = purse.affordable(TO_BELIEVE, most) or (most if not session.busy else 0)
             since = time.monotonic()
-            while len(tasks) < most:
+            while len(tasks) < room:
                 task = schedule.peek()
                 # One that is in memory already is no reason to wait for memory.
                 if task is None or (task.parts is None and not schedule.bytes.admits()):
+                    break
+                if len(tasks) >= most and not (self._resuming is not None and self._resuming.leased(task)):
                     break
                 schedule.pull()
                 tasks += self._ready(task)
                 if time.monotonic() - since > READING_S:
                     gevent.sleep(0)
                     since = time.monotonic()
+            self._put_back(tasks[most:])  # leased before, and another task now
+            del tasks[most:]
             if self._resuming is not None:
                 self._resuming.push()
             more = schedule.peek()  # whether the phase has an end is known before its last task is done
@@ -242,6 +247,7 @@ class Leasing:
             )
         return (
             f"{url} has {alive} workers{able}, but none that may serve this job is free and {waited}: "
-            f"they may be busy, ask for more than price={policy.price}, not be believed any more, or, on a public "
-            "network, be all your own, each other's neighbours, or yours: starting credits buy nothing of these"
+            f"they may be busy, ask for more than price={policy.price}, not be believed any more, have delivered other "
+            "bytes than they gave receipts for, or, on a public network, be all your own, each other's neighbours, or "
+            "yours: starting credits buy nothing of these"
         )

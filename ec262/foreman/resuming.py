@@ -41,6 +41,7 @@ class Resuming:
         for worker_id, credits in journal.earned.items():
             session.purse.earned[worker_id] = credits
             session.purse.spent += credits
+        self._count_escrow()
 
     def ask_again(self) -> None:
         """Has leased what the run before was about to lease. To be called before the first `adopt`.
@@ -49,10 +50,24 @@ class Resuming:
             NetworkError: discovery does not answer.
         """
         self._repeating.ask()
+        self._count_escrow()
+
+    def _count_escrow(self) -> None:
+        """What was leased may still be paid, whether its task was adopted yet or not: a limit counts all of it."""
+        until_s = time.monotonic() + self._session.escrow_s
+        for known in self._journal.tasks.values():
+            for lease_id, price in known.prices.items():
+                if lease_id not in known.paid:
+                    self._session.purse.leased(lease_id, price, until_s)
 
     def push(self) -> None:
         """Pushes what adopted tasks were leased and their workers may not have. To be called now and then."""
         self._repeating.push()
+
+    def leased(self, task: Task) -> bool:
+        """Whether the run before had leased the task: then going on with it costs no more than is counted."""
+        known = self._journal.tasks.get(where(task)[:2])
+        return known is not None and bool(known.task_id)
 
     def adopt(self, task: Task) -> bool:
         """Goes on with a task where the run before was, if it had leased it; False: it is to be leased."""
@@ -83,8 +98,7 @@ class Resuming:
         elif not task.answered and not task.any_out:
             session.start_over(task, "its push was interrupted", counts=False)
         else:
-            # Discovery may have added replicas just before the kill: it tells them with its next verdict. It is not
-            # asked for one before that is due: what it accepts may be what a worker showed and nobody has fetched yet.
+            # Discovery may have added replicas just before the kill: it tells them with its next verdict.
             session.unsure[task.task_id] = last_of(known.leases)
         return True
 

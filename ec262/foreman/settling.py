@@ -192,7 +192,7 @@ class Settling:
                 session.start_over(task, verdict.reason or "discovery forgot the task")
         for refused in settled.refused_receipts:
             bundle = receipts[refused.position]
-            session.reject(bundle.worker_id, refused.leases or list(bundle.arrived), refused.reason)
+            session.reject(bundle.worker_id, refused.leases, refused.reason)
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
 

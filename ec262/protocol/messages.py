@@ -138,9 +138,17 @@ class Credits(Message, frozen=True, kw_only=True):
 
 
 class Health(Message, frozen=True, kw_only=True):
-    """The service answers, and so does what it depends on."""
+    """The service answers, and so does its store.
 
-    status: str
+    Where it is ``degraded``, `faults` says why in words. `leasing`: whether it begins anything new (leases, accounts,
+    transfers); settlement goes on in any case. `backlog_bytes`: memory of the store that entries of the ledger take
+    until they are on disk.
+    """
+
+    status: Literal["ok", "degraded"]
+    leasing: bool = True
+    backlog_bytes: int = 0
+    faults: list[str] = []
 
 
 # --- discovery: workers --------------------------------------------------------------------------
@@ -393,9 +401,10 @@ class LateReplica(Message, frozen=True, kw_only=True):
 
 
 class RefusedReceipts(Message, frozen=True, kw_only=True):
-    """Receipts that do not count, by the position of their bundle; without `leases` the whole bundle.
+    """Receipts that do not count, or that results came without, by the position of their bundle.
 
-    `reason` says why, and whose fault that may be.
+    Of a bundle that does not open `leases` are those that were said to have arrived with it. `reason` says why, and
+    whose fault that may be.
     """
 
     position: int

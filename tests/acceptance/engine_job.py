@@ -154,7 +154,7 @@ class EngineJob:
         self.failed[task.phase, task.number] = error
 
 
-def main(url: str, directory: str, point: str) -> None:
+def main(url: str, directory: str, point: str, limit: str = "") -> None:
     """Runs the job with a journal in a directory; the process dies at `point`, empty for none."""
 
     def die() -> None:
@@ -172,6 +172,7 @@ def main(url: str, directory: str, point: str) -> None:
         on_result=on_result,
         kept=Path(directory) / "kept",
         journal=Path(directory) / "journal",
+        credits_limit=int(limit) if limit else None,
     )
     assert job.journal is not None
     if point == "answered":

@@ -35,7 +35,7 @@ from tests.acceptance.conftest import Network
 from tests.acceptance.test_checkpoint import expected, read_until, start
 from tests.commands import run
 from tests.light import Notes, input_of, right
-from tests.processes import ROOT, Process, nothing_left, until
+from tests.processes import ROOT, Process, kill_store, nothing_left, store_pid, until
 
 KINDS = ["store", "discovery", "worker", "foreman", "all"]
 WORKERS, BATCH, LANES = 5, 25, 3
@@ -163,7 +163,7 @@ class Fleet:
 
     def kill(self, kind: str) -> None:
         """Kills, and starts again what was killed."""
-        all_of_them = kind == "all"
+        pid = store_pid(self.data) if self.embedded else 0
         parties: list[Party] = []
         if kind in ("worker", "all"):
             parties.append(self.chance.choice(self.workers))
@@ -183,11 +183,11 @@ class Fleet:
             url = self.server.url
             self.start_store()
             assert self.server.url == url
-        if kind in ("store", "all") and self.embedded and not all_of_them:
-            # Discovery does not go on without the store that it brought: whoever looks after it starts it again.
-            self.discovery.kill()
-        if kind in ("discovery", "all") or (kind == "store" and self.embedded):
+        if kind in ("discovery", "all"):
             self.start_discovery()
+        elif kind == "store" and self.embedded:
+            # Discovery starts the store that it brought again by itself.
+            until(lambda: store_pid(self.data) not in (0, pid), 60, "another store")
         for party in parties:
             party.start()
         self.kills[kind] += 1
@@ -197,8 +197,8 @@ class Fleet:
             os.kill(self.server.pid, signal.SIGKILL)
         else:
             # One whose discovery was killed a moment ago may have ended of that.
-            with suppress(ProcessLookupError):
-                os.kill(json.loads((self.data / "lock").read_text())["server"], signal.SIGKILL)
+            with suppress(ProcessLookupError, AssertionError):
+                kill_store(self.data)
 
     def verify(self) -> None:
         """`ec262 ledger verify` finds no fault."""
@@ -344,12 +344,12 @@ def test_a_real_job_is_right_though_everybody_was_killed(make_network: Callable[
         elif kind == "worker":
             chance.choice(network.workers).kill()
         elif kind == "store":
-            os.kill(json.loads((data / "lock").read_text())["server"], signal.SIGKILL)
-            time.sleep(chance.uniform(0, 0.2))
-        if kind != "foreman":
+            pid = kill_store(data)  # discovery starts it again, and the job goes on meanwhile
+            until(lambda: store_pid(data) not in (0, pid), 60, "another store")  # noqa: B023
+        if kind not in ("foreman", "store"):
             # It goes on where it was, once everybody is back.
             job.send_signal(signal.SIGSTOP)
-        if kind in ("store", "discovery"):
+        if kind == "discovery":
             port = network.url.rsplit(":", 1)[1]
             network.discovery.kill()
             network.discovery = Process(
@@ -368,7 +368,7 @@ def test_a_real_job_is_right_though_everybody_was_killed(make_network: Callable[
         assert done.returncode == 0, done.stdout + done.stderr
         if kind == "foreman":
             job = start(network, 1)
-        else:
+        elif kind != "store":
             job.send_signal(signal.SIGCONT)
     said, errors = job.communicate(timeout=200)
     assert job.returncode == 0, errors

@@ -20,9 +20,15 @@ import ec262.worker.outcomes as outcomes
 import ec262.worker.runner as runner
 
 honest = outcomes.seal_result
+HONEST_FIRST = 40
+answered = 0
 
 def lie(ticket, parts, **more):
-    # All liars tell the same lie: every number one too large.
+    # Until they are believed they tell the truth; then all liars tell the same lie: every number one too large.
+    global answered
+    answered += 1
+    if answered <= HONEST_FIRST:
+        return honest(ticket, parts, **more)
     lies = []
     for part in parts:
         keys, values = [], []
@@ -87,7 +93,8 @@ def test_liars_who_agree_change_no_result_and_are_convicted(
         assert job.result(180) == {n: n * n for n in range(tasks)}
         reports.append(job.report())
     assert all(set(report.dissenters) <= liars for report in reports), "nobody honest is blamed"
-    assert reports[0].dissenters
+    assert any(report.dissenters for report in reports)
+    assert sum(report.believed.recomputed for report in reports), "what rested on liars was computed anew"
 
     def banned(number: int) -> bool:
         return bool(network.account(f"worker{number}")["banned"])
@@ -95,11 +102,13 @@ def test_liars_who_agree_change_no_result_and_are_convicted(
     until(lambda: all(banned(number) for number in range(LIARS)), 30.0, "the conviction of all liars")
     assert not any(banned(number) for number in range(LIARS, WORKERS))
 
-    # What every honest worker earned is a whole number of paid answers; together they were paid for all that counted.
-    books = [network.account(f"worker{number}") for number in range(WORKERS)]
-    honest = sum(int(str(account["earned"])) for account in books[LIARS:])
-    spent = sum(report.credits_spent for report in reports)
-    assert honest >= sum(report.map_tasks + report.reduce_tasks for report in reports)
-    assert honest <= spent
     for name in ("foreman", "foreman-two"):
         until(lambda name=name: int(str(network.account(name)["escrow"])) == 0, 120.0, "an empty escrow")  # type: ignore[misc]
+    # All that left the foremen's accounts is some worker's: whoever gave an answer that counted was paid for it, and
+    # every task has one, of the honest but for what liars gave while they were honest.
+    earned = [int(str(network.account(f"worker{number}")["earned"])) for number in range(WORKERS)]
+    spent = sum(int(str(network.account(name)["spent"])) for name in ("foreman", "foreman-two"))
+    assert sum(earned) == spent
+    assert all(earned[LIARS:])
+    tasks_of_jobs = sum(report.map_tasks + report.reduce_tasks for report in reports)
+    assert sum(earned[LIARS:]) >= tasks_of_jobs - sum(earned[:LIARS])

@@ -119,18 +119,22 @@ def test_attack_junk_beside_an_honest_result_costs_no_other_task(make_network: M
     job.close()
 
 
-def test_attack_a_receipt_that_names_other_bytes_proves_nothing_and_the_job_goes_on(
+def test_attack_a_receipt_that_names_other_bytes_is_no_answer_and_the_job_goes_on(
     make_network: MakeNetwork, tmp_path: Path
 ) -> None:
+    """Nothing is settled on it alone. It has computed its tasks: once others say the same it is paid like them."""
     network = make_network()
     network.worker()
     junk_id = start_junk(network, tmp_path, "noise", hides=True)
     job = submit(network, max_retries=9)
     assert job.result(90) == EXPECTED
     report = job.report()
-    assert {each.verdict for each in report.believed.disputed} == {"unproven"}
+    assert list(report.believed.disputed) == [], "nobody opened what nobody paid for"
     assert report.dissenters == (junk_id,)
-    assert report.earned[junk_id] == len(report.believed.disputed), "nothing moved"
+    honest = sum(credits for worker_id, credits in report.earned.items() if worker_id != junk_id)
+    assert honest == report.map_tasks + report.reduce_tasks, "all that counts came of the others"
+    assert network.account("junk")["earned"] == report.earned.get(junk_id, 0)
+    assert not network.account("junk")["banned"], "one foreman's word bans nobody"
     job.close()
     audit(network)
 

@@ -351,13 +351,13 @@ def test_a_limit_of_credits_is_kept(make_network: MakeNetwork) -> None:
 # --- foremen that are killed -----------------------------------------------------------------------
 
 
-def child(network: Network, directory: Path, point: str) -> subprocess.CompletedProcess[bytes]:
+def child(network: Network, directory: Path, point: str, limit: str = "") -> subprocess.CompletedProcess[bytes]:
     """A foreman in a process of its own."""
     directory.mkdir(exist_ok=True)
     environment = {**os.environ, "EC262_HOME": str(network.directory / "foreman"), "PYTHONPATH": str(ROOT)}
     # Not as a program: its functions would be another module's, and its tasks not those of a job in this process.
     call = "import sys; from tests.acceptance.engine_job import main; main(*sys.argv[1:])"
-    command = [sys.executable, "-c", call, network.url, str(directory), point]
+    command = [sys.executable, "-c", call, network.url, str(directory), point, limit]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
 
 
@@ -413,6 +413,43 @@ def test_leases_that_nobody_was_sent_are_asked_for_again(
     assert spent(network) == MAPS + PARTITIONS
     assert network.account("foreman")["escrow"] == 0
     audit(network)
+
+
+@pytest.mark.parametrize("point", ["start", "sent", "answered", "map"])
+def test_a_limit_of_credits_is_kept_by_a_foreman_that_was_killed(
+    make_network: MakeNetwork, tmp_path: Path, point: str
+) -> None:
+    """What was leased before the kill counts, whether it is paid yet or not: the next one does not spend it again."""
+    limit = 9
+    network = make_network()
+    network.worker()
+    killed = child(network, tmp_path, point, str(limit))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert taken(network) > (3 if point == "map" else 0)
+    run = Run(
+        lambda: EngineJob(
+            *(network.url, Policy(backup_tasks=False)),
+            kept=tmp_path / "kept",
+            journal=tmp_path / "journal",
+            credits_limit=limit,
+        )
+    )
+    most = 0
+    while run.thread.is_alive():
+        most = max(most, taken(network))
+        time.sleep(0.02)
+    with pytest.raises(CreditLimitReached, match=f"max_credits={limit}"):
+        run.wait()
+    assert most <= limit
+    assert run.job is not None
+    assert len(run.job.done) == spent(network) == limit, "and all that it allows is bought"
+    audit(network)
+
+
+def taken(network: Network) -> int:
+    """Credits that the foreman's account has spent or in escrow."""
+    account = network.account("foreman")
+    return int(str(account["spent"])) + int(str(account["escrow"]))
 
 
 def test_a_request_of_long_ago_is_not_asked_again(

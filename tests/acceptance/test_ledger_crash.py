@@ -1,6 +1,6 @@
 """The ledger survives kill -9: of whoever archives at every step of it, of Redis, of discovery with its store.
 
-Run as a program this module is who archives, and dies where it is told.
+Run as a program this module is who archives, and dies where it is told. Each test has a long form, marked slow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,20 @@ from discovery.archive.files import segments
 from discovery.archive.mover import Mover
 from discovery.ledger import Audit, verify
 from discovery.operator import store_of
+from discovery.store import books
 from discovery.store.server import start_server
 from discovery.store.store import Store
 from tests.commands import run
 from tests.processes import ROOT, Process, nothing_left, until
 
 SEGMENT_BYTES = 2000
-STEPS = ["write before", "write half", "write after", "sync before", "sync after", "post after"]
-STEPS += ["acknowledge before", "acknowledge after"]
+STEPS = ["write before", "write half", "write after", "sync before", "sync after"]
+STEPS += ["acknowledge before", "acknowledge after", "post before", "post half", "post after"]
+
+
+def long_form(*values: object) -> Any:
+    """Parameters of a test's long form."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="long")
 
 
 def account(store: Store) -> int:
@@ -48,18 +54,21 @@ def die(*_: object) -> Any:
 
 def archive(url: str, directory: str, settle_s: str, step: str = "", turn: str = "0") -> None:
     """Archives until everything is on disk, or for ever; dies at the given step of the given turn."""
+    books._ROWS_A_POST = 2
     store = Store(url)
     mover = Mover(
         *(store.books, Path(directory)),
         segment_bytes=SEGMENT_BYTES,
         settle_s=float(settle_s),
         wait_s=float(settle_s),
+        post_share=1,
     )
     what, _, when = step.partition(" ")
+    # Between two calls of the script that posts rows a posting is half done.
     homes: dict[str, tuple[object, str]] = {
         "write": (os, "write"),
         "sync": (os, "fsync"),
-        "post": (store.books, "post"),
+        "post": (store.books, "post") if when != "half" else (store.books, "_run"),
         "acknowledge": (store.books, "acknowledge"),
     }
     if what:
@@ -69,10 +78,12 @@ def archive(url: str, directory: str, settle_s: str, step: str = "", turn: str =
 
         def deadly(*arguments: Any) -> Any:
             nonlocal left
+            if name == "_run" and arguments[0] != "post_rows":
+                return done(*arguments)
             left -= 1
             if left < 0 and when == "before":
                 die()
-            if left < 0 and when == "half":
+            if left < 0 and when == "half" and what == "write":
                 done(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
                 die()
             answer = done(*arguments)
@@ -85,6 +96,7 @@ def archive(url: str, directory: str, settle_s: str, step: str = "", turn: str =
         for _ in range(3):
             try:
                 if what:
+                    account(store)
                     account(store)
                 mover.move()
             except redis.RedisError:
@@ -104,28 +116,41 @@ def clean(store: Store) -> Audit:
     return audit
 
 
+def statements_are_true(store: Store) -> None:
+    """Each account has its one movement on its statement, once."""
+    keys: Any = store._redis.keys("{ec}:account:*:statement")
+    for key in keys:
+        (line,) = store.books.holdings(key.decode().split(":")[2]).lines
+        assert (line.received, line.paid, line.movements) == (10, 0, 1)
+    assert len(keys) == -store.balances()[0]["mint"] // 10
+
+
+@pytest.mark.parametrize("turns", [pytest.param((3,), id="short"), long_form(range(9))])
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_step_of_a_block_nothing_is_lost_or_twice(redis_url: str, tmp_path: Path, step: str) -> None:
+def test_killed_at_any_step_of_a_block_nothing_is_lost_or_twice(
+    redis_url: str, tmp_path: Path, step: str, turns: Sequence[int]
+) -> None:
     client = redis.Redis.from_url(redis_url)
     client.flushall()
     client.close()
     store = Store(redis_url)
     killed = 0
-    for turn in range(6):
+    for turn in turns:
         process = archiver(redis_url, tmp_path / "ledger", 0, step, turn)
         killed += process.wait(60) == -signal.SIGKILL
         audit = clean(store)
         # Accounts are made one by one, each a movement: nobody who was told that it was made is missing.
         made = -store.balances()[0].get("mint", 0) // 10
         assert audit.movements == made
-    assert killed >= 5
+    assert killed >= max(1, len(turns) - 1)
     mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, segment_bytes=SEGMENT_BYTES)
     mover.move()
     assert mover.fault == ""
     mover.close()
     audit = clean(store)
     assert (store.books.waiting(), audit.notes) == (0, [])
-    assert audit.blocks > 3
+    assert audit.blocks > len(turns)
+    statements_are_true(store)
     store.close()
 
 
@@ -153,11 +178,12 @@ class Clerk(threading.Thread):
         return self.told
 
 
-def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [pytest.param(2, id="short"), long_form(30)])
+def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_path: Path, rounds: int) -> None:
     chance = random.Random(262)
     told = 0
     blocks = [0]
-    for round_ in range(8):
+    for round_ in range(rounds):
         with nothing_left(), start_server(tmp_path / "store", fsync="always") as server:
             store = Store(server.url)
             if round_:
@@ -182,14 +208,23 @@ def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_
             blocks.append(audit.blocks)
             store.close()
     assert blocks == sorted(blocks)
-    assert len(segments(tmp_path / "ledger")) > 2
+    assert len(segments(tmp_path / "ledger")) >= rounds
+    with start_server(tmp_path / "store", fsync="always") as server:
+        store = Store(server.url)
+        mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)
+        while mover.move():
+            pass
+        mover.close()
+        statements_are_true(store)
+        store.close()
 
 
-def test_a_redis_that_loses_its_last_second_still_fits_the_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [pytest.param(1, id="short"), long_form(8)])
+def test_a_redis_that_loses_its_last_second_still_fits_the_archive(tmp_path: Path, rounds: int) -> None:
     """`appendfsync everysec` and a power cut: what is on disk was in Redis for longer than Redis can forget."""
     settle_s, lost_s = 1.5, 1.0
     chance = random.Random(5)
-    for _ in range(3):
+    for _ in range(rounds):
         with nothing_left(), start_server(tmp_path / "store", fsync="everysec") as server:
             store = Store(server.url)
             before = store.books.head().number
@@ -255,12 +290,34 @@ def test_a_redis_that_lost_more_than_it_may_is_reported_and_not_mended(tmp_path:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.timeout(180)
-def test_discovery_with_its_store_killed_while_it_archives(tmp_path: Path) -> None:
+def test_the_limit_of_all_credits_holds_after_kills(tmp_path: Path) -> None:
+    """What was minted is known from the balances, whatever was killed and wherever the entries are by now."""
+    with nothing_left():
+        server = start_server(tmp_path / "store")
+        store = Store(server.url)
+        rich = os.urandom(16).hex()
+        store._redis.hset("{ec}:account:" + rich, "secret_hash", b"x")
+        assert store.books.mint("mint", rich, books.MOST_MINTED - 5, "nearly all").outcome == "ok"
+        mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0)
+        for amount, outcome in ((6, "most"), (3, "ok"), (3, "most"), (2, "ok"), (1, "most")):
+            os.kill(server.pid, signal.SIGKILL)
+            server = server.again()
+            store.move_to(server.url)
+            assert store.books.mint("mint", rich, amount, "more").outcome == outcome
+            mover.move()
+        assert store.balances()[0]["mint"] == -books.MOST_MINTED
+        mover.close()
+        clean(store)
+        store.close()
+        server.close()
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(1, id="short"), long_form(6)])
+def test_discovery_with_its_store_killed_while_it_archives(tmp_path: Path, rounds: int) -> None:
     data = tmp_path / "data"
     told = 0
     blocks = 0
-    for _ in range(2):
+    for _ in range(rounds):
         with nothing_left():
             discovery = Process(
                 ["-m", "discovery", "--port", "0", "--network", "private", "--data-dir", str(data)],

@@ -213,8 +213,8 @@ def test_attack_withholding_a_receipt_of_what_another_answered_too(scene: Scene)
 
 
 def test_attack_withholding_all_receipts(hasty: Scene) -> None:
-    """Nobody settles: the foreman reads nothing, and pays half."""
-    foreman, worker = hasty.foreman(), hasty.worker()
+    """Nobody settles: the foreman reads nothing, and pays half to workers that are known."""
+    foreman, worker = hasty.foreman(), hasty.worker(verified=500)
     leased = foreman.lease(6, cpu_limit_s=180)
     before = hasty.name(worker)
     worker.heartbeat(worker.token(of(worker, leased)))

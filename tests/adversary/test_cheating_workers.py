@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 
+from discovery.records import TaskRecord
+from discovery.settlement import MOST_RECEIPTS
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
 from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commitment, seal_receipts
 from ec262.protocol.sealing import seal
+from ec262.protocol.states import ReplicaState
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import PARTS, Scene, attempted, deliver, dispute, of, send
 from tests.parties import RIGHT, WRONG, Caller, Problem, Worker, made_for, refusals
@@ -150,8 +154,44 @@ def test_attack_a_worker_shows_receipts_and_returns_nothing(hasty: Scene) -> Non
     idler.heartbeat(idler.token(of(idler, leased), os.urandom(32)))
     assert idler.caller.state.earned == 0
     hasty.until_swept(idler)
-    assert (idler.caller.state.earned, foreman.state.balance) == (8, 92)
+    assert (idler.caller.state.earned, foreman.state.balance) == (4, 96)
     assert hasty.name(idler)["verified"] == 0
+
+
+def test_attack_a_newcomer_lives_on_receipts_for_leases_that_foremen_walk_away_from(make_scene: MakeScene) -> None:
+    """It was never pushed anything, and shows receipts for all of it: a few credits a job, and less each time."""
+    scene = make_scene(late_grace_s=0.0, prefetch=64, ttl_s=1e6, starting_credits=5000)
+    foreman, idler = scene.foreman(), scene.worker(slots=4)
+    leases = []
+    for number in range(4):
+        foreman.job_id = f"{number:032x}"
+        leased = foreman.lease(200, cpu_limit_s=120)
+        leases.append(len(leased.tasks))
+        idler.heartbeat(idler.token(of(idler, leased), os.urandom(32)))
+        scene.until_swept(idler)
+    assert leases == [200, 128, 64, 32]
+    assert idler.caller.state.earned == 16
+    assert foreman.state.balance == 5000 - 16
+
+
+def test_attack_more_receipts_in_a_heartbeat_than_anybody_looks_at(scene: Scene) -> None:
+    """Discovery would be busy for seconds with leases that never were."""
+    foreman, idler = scene.foreman(), scene.worker()
+    leased = foreman.lease(1)
+    nonsense = [f"{number:024x}.0" for number in range(30_000)]
+    opened = scene.discovery.store.load
+    looked_at: list[str] = []
+
+    def load(task_ids: Sequence[str]) -> tuple[int, dict[str, TaskRecord]]:
+        looked_at.extend(task_ids)
+        return opened(task_ids)
+
+    scene.discovery.store.load = load  # type: ignore[method-assign]
+    idler.heartbeat(idler.token(nonsense), idler.token(nonsense))
+    assert len(looked_at) <= MOST_RECEIPTS
+    idler.heartbeat(idler.token(of(idler, leased)))
+    records = opened([task.task_id for task in leased.tasks])[1]
+    assert [each.replicas[0].state for each in records.values()] == [ReplicaState.SHOWN]
 
 
 def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:

@@ -47,8 +47,30 @@ def swapped(self, job, delivered, after):
         each.result = m.SealedResult(lease_id=each.result.lease_id, tokens=FOREIGN[0])
     return honest(self, job, delivered, after)
 
+def undelivered(self, job, delivered, after):
+    # Other bytes than the receipts name, which commit themselves to anything.
+    for each in delivered:
+        tokens = [os.urandom(len(token)) for token in each.result.tokens]
+        each.result = m.SealedResult(lease_id=each.result.lease_id, tokens=tokens)
+        each.receipt = msgspec.structs.replace(each.receipt, commitment=os.urandom(32))
+    return honest(self, job, delivered, after)
+
+def tokenless(self, job, delivered, after):
+    for each in delivered:
+        each.result = m.SealedResult(lease_id=each.result.lease_id, tokens=[])
+        each.receipt = msgspec.structs.replace(each.receipt, token_digests=[])
+    return honest(self, job, delivered, after)
+
+def unreadable(self, job, delivered, after):
+    # Receipts that nobody can open, with honest bytes.
+    answer = honest(self, job, delivered, after)
+    return msgspec.structs.replace(answer, receipts=os.urandom(80)) if delivered else answer
+
 KEPT, FOREIGN = {}, []
-server.Api._results = {"nothing": nothing, "junk": junk, "twice": twice, "anothers": swapped}[NAME]
+server.Api._results = {
+    "nothing": nothing, "junk": junk, "twice": twice, "anothers": swapped,
+    "undelivered": undelivered, "tokenless": tokenless, "unreadable": unreadable,
+}[NAME]
 from ec262.cli.worker import main
 raise SystemExit(main())
 """
@@ -121,3 +143,18 @@ def test_attack_workers_that_return_junk_nothing_twice_and_anothers_result(netwo
         int(str(foreman["balance"])) + int(str(foreman["escrow"])) + sum(earned.values()) + int(str(honest["earned"]))
         == 1_000_000
     )
+
+
+def test_attack_workers_with_receipts_for_bytes_that_nobody_has(network: Network) -> None:
+    """Where one answer is enough each of them would be paid, and its foreman have nothing. The honest one does all."""
+    ids = {name: cheat(network, name) for name in ("undelivered", "tokenless", "unreadable")}
+    job = ec262.submit(
+        DATA, mapper=square, reducer=total, discovery=network.url, items_per_task=1, reducers=2, rehearse=False
+    )
+    assert job.result(90) == EXPECTED
+    report = job.report()
+    honest_id = str(network.workers[0].ready["worker_id"])
+    assert set(report.dissenters) == set(ids.values()), "each is named, and nobody honest"
+    assert {name: report.earned.get(worker_id, 0) for name, worker_id in ids.items()} == dict.fromkeys(ids, 0)
+    assert report.earned[honest_id] == 42
+    assert not any(network.account(name)["banned"] for name in (*ids, "worker0")), "one foreman's word bans nobody"

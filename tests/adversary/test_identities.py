@@ -144,14 +144,16 @@ def test_attack_farming_starting_credits_with_many_accounts_behind_one_address(
     assert worth(scene, [puppet for puppet, _ in puppets]) == 0
     # A gift is good for the work of strangers, and once it is spent on that they may serve each other.
     (puppet, _), (_, neighbour) = puppets[:2]
-    stranger = scene.worker(verified=500, slots=64)
-    for _ in range(30):
-        if puppet.state.balance:
-            leased = puppet.lease(1, **policy)
-            assert of(neighbour, leased) == []
-            puppet.settle(answer_all(leased, [stranger]), [task.task_id for task in leased.tasks])
-    state = puppet.state  # a task may wait for a spot check that nobody is left for
-    assert (state.spent + state.escrow, state.balance) == (12, 0)
+    strangers = [scene.worker(verified=500, slots=64) for _ in range(8)]
+    for _ in range(200):
+        if not puppet.state.balance:
+            break
+        answer: m.Leased | m.Settled = puppet.lease(1, **policy)
+        named = [task.task_id for task in answer.tasks]
+        while any(of(worker, answer) for worker in strangers):  # a spot check asks for more of them
+            assert of(neighbour, answer) == []
+            answer = puppet.settle(answer_all(answer, strangers), named)
+    assert (puppet.state.spent, puppet.state.balance) == (12, 0)
     scene.mint(puppet, 5)
     assert of(neighbour, puppet.lease(5, capabilities=["data:nobody-elses"], **policy))
     assert scene.foreman().lease(1, capabilities=["data:nobody-elses"]).tasks, "and they serve whoever is a stranger"

@@ -1,7 +1,8 @@
 """Every way in which credits move, in any order, against a real store: none appears, vanishes or is paid for nothing.
 
 Where `test_books` is about leases and the index of workers, this machine is about money: prices of one's own, pay that
-vests, effort fees, honest and junk results and disputes of both, transfers, minting and burning, bans, archive moves.
+vests, effort fees, honest and junk results and disputes of both, results that do not arrive or of which that is said,
+transfers, minting and burning, bans, archive moves.
 The ledger's entries are read as they appear: each movement has to be one that somebody had a right to.
 """
 
@@ -36,7 +37,16 @@ from discovery.settings import Settings
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
-from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, failure_commitment, result_commitment, seal_receipts
+from ec262.protocol.receipts import (
+    Kind,
+    Receipt,
+    ReceiptBundle,
+    digests_of,
+    failure_commitment,
+    result_commitment,
+    seal_receipts,
+    tokens_digest,
+)
 from ec262.protocol.sealing import seal
 from ec262.protocol.states import ReplicaState
 from ec262.protocol.tickets import Ticket
@@ -54,15 +64,27 @@ TIMEOUT_S = 240
 """The nearest deadline there is for so much work."""
 SEGMENT_BYTES = 2000
 
-Answer = Literal["right", "wrong", "junk", "error", "refused"]
-ANSWERS = st.sampled_from(["right", "right", "right", "junk", "junk", "wrong", "error", "refused"])
+Answer = Literal["right", "wrong", "junk", "error", "refused", "undelivered", "tokenless"]
+ANSWERS = st.sampled_from(
+    ["right", "right", "right", "right", "junk", "junk", "wrong", "error", "refused", "undelivered", "tokenless"]
+)
 ROUNDS = st.lists(st.none() | ANSWERS | ANSWERS | ANSWERS, min_size=WORKERS, max_size=WORKERS) | st.tuples(
     st.integers(0, WORKERS - 1), st.none() | ANSWERS
 ).map(lambda one: [one[1] if n == one[0] else "right" for n in range(WORKERS)])
 """What each worker answers in a settlement, anything or all but one rightly; None: nothing."""
+DENIES = st.sampled_from([0, 0, 0, 0, 1, WORKERS])
+"""Of how many results that arrived a foreman says that others did."""
 SELDOM = st.sampled_from([False, False, False, False, True])
 FACTS = encode_value({"type": "ValueError", "message": "no", "line": "3", "traceback": ""})
-PARTS = {"right": [b"right"], "wrong": [b"wrong"], "junk": [b"right"], "error": [FACTS], "refused": [b"refused"]}
+PARTS = {
+    "right": [b"right"],
+    "wrong": [b"wrong"],
+    "junk": [b"right"],
+    "error": [FACTS],
+    "refused": [b"refused"],
+    "undelivered": [b"right"],
+    "tokenless": [b"right"],
+}
 
 
 class Seller(Worker):
@@ -83,8 +105,9 @@ class Replica:
 
     Attributes:
         epoch: of its worker when it got the lease.
-        tokens: what the worker delivered.
+        tokens: what the worker delivered; ``undelivered``: other bytes than its receipt names.
         shown: discovery was shown a receipt of it by which it may be paid.
+        arrived: and its foreman said that the result arrived.
     """
 
     ticket: Ticket
@@ -95,6 +118,7 @@ class Replica:
     receipt: Receipt | None = None
     tokens: tuple[bytes, ...] = ()
     shown: bool = False
+    arrived: bool = False
 
     @property
     def task_id(self) -> str:
@@ -106,7 +130,9 @@ class Replica:
             framed = frame_parts(PARTS[answer])
             self.answer = answer
             self.tokens = (os.urandom(60) if answer == "junk" else seal(self.ticket.result_key, framed),)
-            digests = [hashlib.sha256(token).digest() for token in self.tokens]
+            digests = [] if answer in ("refused", "tokenless") else digests_of(self.tokens)
+            if answer == "undelivered":
+                self.tokens = (os.urandom(60),)
             kind = {"error": Kind.ERROR, "refused": Kind.REFUSED}.get(answer, Kind.OK)
             committed = result_commitment(PARTS[answer])
             if kind is Kind.ERROR:
@@ -118,8 +144,17 @@ class Replica:
         """The receipt as it travels; whoever asks for it shows it to discovery."""
         receipt = self.make(answer)
         epoch = self.seller.registered.epoch
-        self.shown |= receipt.kind is not Kind.REFUSED and epoch == self.epoch
+        self.shown |= bool(receipt.token_digests) and epoch == self.epoch
         return seal_receipts(self.seller.registered.worker_key, ReceiptBundle(self.seller.worker_id, epoch, [receipt]))
+
+    def settled_with(self, answer: Answer, *, denied: bool) -> m.SealedReceipts:
+        """The receipt as its foreman shows it, with what arrived; or it says that other bytes did."""
+        token = self.sealed(answer)
+        assert self.receipt is not None
+        arrived = os.urandom(32) if denied else tokens_digest(digests_of(self.tokens))
+        true = self.shown and self.seller.registered.epoch == self.epoch
+        self.arrived |= true and arrived == tokens_digest(self.receipt.token_digests)
+        return m.SealedReceipts(worker_id=self.seller.worker_id, token=token, arrived={self.ticket.lease_id: arrived})
 
 
 class Credits(RuleBasedStateMachine):
@@ -177,11 +212,15 @@ class Credits(RuleBasedStateMachine):
         self.hold_fees = 0
         self.own: Counter[str] = Counter({self.id_of(party): 0 for party in self.parties})
         self.between: list[tuple[str, str, int]] = []
+        # This mover has the archive from now on: discovery's own, for which hours pass within a sweep, would take
+        # entries away that were not read yet.
+        self.read_ledger()
+        assert self.mover.move() > 0
         self.ready = True
         STORE["examples"] += 1
 
     def new_mover(self) -> Mover:
-        return Mover(self.store.books, self.archive_at, settle_s=0, wait_s=0, segment_bytes=SEGMENT_BYTES)
+        return Mover(self.store.books, self.archive_at, settle_s=0, wait_s=0, post_share=1, segment_bytes=SEGMENT_BYTES)
 
     def id_of(self, party: Caller) -> str:
         return party.account.account_id
@@ -241,6 +280,7 @@ class Credits(RuleBasedStateMachine):
         offer=st.integers(1, 2),
         twice=SELDOM,
         answers=st.none() | ROUNDS | ROUNDS,
+        denies=DENIES,
     )
     def lease(
         self,
@@ -251,6 +291,7 @@ class Credits(RuleBasedStateMachine):
         offer: int,
         twice: bool,
         answers: list[Answer | None] | None,
+        denies: int,
     ) -> None:
         """A foreman leases, maybe twice with one key, and maybe settles at once."""
         buyer, key = self.foremen[foreman], os.urandom(8).hex()
@@ -268,14 +309,25 @@ class Credits(RuleBasedStateMachine):
             assert self.store.balances() == before
         if answers is not None:
             for task in leased.tasks:
-                self.settle_task(task.task_id, buyer, answers)
+                self.settle_task(task.task_id, buyer, answers, denies=denies)
 
     @precondition(lambda self: self.replicas)
-    @rule(pick=st.integers(0, 1000), answers=ROUNDS, undecided=SELDOM, lost=st.booleans(), thief=SELDOM)
-    def settle(self, pick: int, answers: list[Answer | None], undecided: bool, lost: bool, thief: bool) -> None:
-        """A foreman shows receipts and asks for a verdict; or another tries to."""
+    @rule(
+        pick=st.integers(0, 1000),
+        answers=ROUNDS,
+        undecided=SELDOM,
+        lost=st.booleans(),
+        thief=SELDOM,
+        denies=DENIES,
+    )
+    def settle(
+        self, pick: int, answers: list[Answer | None], undecided: bool, lost: bool, thief: bool, denies: int
+    ) -> None:
+        """A foreman shows receipts and asks for a verdict, and may deny that results arrived; or another tries to."""
         replica = self.pick(pick)
-        self.settle_task(replica.task_id, replica.buyer, answers, decide=not undecided, lost=lost, thief=thief)
+        self.settle_task(
+            *(replica.task_id, replica.buyer, answers), decide=not undecided, lost=lost, thief=thief, denies=denies
+        )
 
     def settle_task(
         self,
@@ -286,22 +338,25 @@ class Credits(RuleBasedStateMachine):
         decide: bool = True,
         lost: bool = False,
         thief: bool = False,
+        denies: int = 0,
     ) -> None:
         asker = self.other(buyer) if thief else buyer
         mine = [replica for replica in self.replicas.values() if replica.task_id == task_id]
-        shown, gone = [], []
+        shown: list[m.SealedReceipts] = []
+        gone = []
         for replica in mine:
             answer = answers[self.workers.index(replica.seller)]
             if answer is None:
                 gone.append(replica.ticket.lease_id)
             elif not thief:
-                shown.append(m.SealedReceipts(worker_id=replica.seller.worker_id, token=replica.sealed(answer)))
+                shown.append(replica.settled_with(answer, denied=len(shown) < denies))
         bound = self.bound(buyer)
         try:
             settled = asker.settle(shown, [task_id] if decide else [], gone if lost else [])
         except Problem as problem:
             for replica in mine:  # nothing was recorded, whatever was shown
                 replica.shown = replica.shown and self.record_of(replica) is not None
+                replica.arrived = replica.arrived and replica.shown
             self.allowed(problem, asker)
             return
         if thief:
@@ -313,6 +368,8 @@ class Credits(RuleBasedStateMachine):
         for verdict in settled.tasks:
             assert verdict.verdict == "accepted" or verdict.keys == []
             assert {key.lease_id for key in verdict.keys} <= set(self.replicas)
+            if verdict.verdict == "accepted":
+                assert any(self.replicas[lease_id].arrived for lease_id in self.paid_of(task_id)), "for bytes of nobody"
             for key in verdict.keys:
                 replica = self.replicas[key.lease_id]
                 assert key.result_key == replica.ticket.result_key
@@ -344,11 +401,12 @@ class Credits(RuleBasedStateMachine):
         paid = [each for each in self.replicas.values() if self.paid_in(each.task_id, each.seller)]
         replica = self.pick(pick, paid if pick % 4 else None)
         asker = self.other(replica.buyer) if thief else replica.buyer
-        tokens = [os.urandom(50)] if forged or replica.receipt is None else list(replica.tokens)
+        forged = forged or not replica.tokens
+        tokens = [os.urandom(50)] if forged else list(replica.tokens)
         body = m.Dispute(
             job_id=asker.job_id,
             lease_id=replica.ticket.lease_id,
-            digests=[hashlib.sha256(token).digest() for token in tokens],
+            digests=digests_of(tokens),
             tokens=[m.ShownToken(position=position, token=token) for position, token in enumerate(tokens)],
         )
         record = self.record_of(replica)
@@ -361,7 +419,7 @@ class Credits(RuleBasedStateMachine):
             assert self.store.balances()[0] == before
             return
         assert not thief
-        right = {"junk": "upheld"}.get(str(replica.answer), "refused")
+        right = {"junk": "upheld", "undelivered": "unproven"}.get(str(replica.answer), "refused")
         assert done.verdict == (judged or ("unproven" if forged else right))
         moved: dict[str, int] = {}
         if not judged and done.verdict == "upheld":
@@ -538,6 +596,9 @@ class Credits(RuleBasedStateMachine):
             assert self.own[account_id] >= 0, "a gift was sent on"
             counted += record.escrow
         assert counted == audit.escrow
+        for buyer in self.foremen:
+            fees: Any = self.store._redis.hvals(f"{{ec}}:job:{self.id_of(buyer)}:{buyer.job_id}:effort")
+            assert all(int(fee) <= self.discovery.settings.effort_cap for fee in fees)
 
     def read_ledger(self) -> None:
         """Takes in new entries: each movement is one that somebody had a right to."""
@@ -578,6 +639,12 @@ class Credits(RuleBasedStateMachine):
             if full and record.kind is not None:
                 told = {(each.receipt.kind, each.receipt.commitment) for each in shown if each.receipt is not None}
                 assert (record.kind, record.commitment) in told, "paid for another answer than the accepted one"
+
+    def paid_of(self, task_id: str) -> list[str]:
+        """Leases of a task that were paid in full."""
+        record = self.store.load([task_id])[1][task_id]
+        had = (ReplicaState.PAID, ReplicaState.FORFEITED)
+        return [record.lease_id(number) for number, each in enumerate(record.replicas) if each.state in had]
 
     def paid_in(self, task_id: str, seller: Seller) -> int:
         return self.received.get((task_id, self.id_of(seller.caller)), 0)

@@ -16,7 +16,7 @@ from discovery.addresses import caller_of, neighbourhood, origins
 from discovery.admission import invitation_id, new_invitation
 from discovery.app import Discovery
 from discovery.settings import PUBLIC_LIMITS, settings_for
-from discovery.store.store import NotAdmitted
+from discovery.store.answers import NotAdmitted
 from ec262.cli import main
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import ProblemError

@@ -572,9 +572,11 @@ def test_forged_foreign_and_replayed_receipts_change_nothing(discovery: Discover
     shown = [m.SealedReceipts(worker_id=owner.worker_id, token=token, arrived=arrived([lease_id])) for token in forged]
     shown.append(thief.receipts([lease_id]))
     settled = foreman.settle(shown, [leased.tasks[0].task_id])
-    assert settled.tasks[0].verdict == "pending"
     assert refusals(settled) == list(range(len(shown)))
-    assert foreman.state.escrow == 1
+    assert (settled.tasks[0].verdict, settled.tasks[0].keys) == ("more", []), "its foreman has nothing that counts"
+    record = discovery.store.load([leased.tasks[0].task_id])[1][leased.tasks[0].task_id]
+    assert (record.replicas[0].state.value, record.replicas[0].kind) == ("open", None)
+    assert foreman.state.escrow == 2
     assert all(worker.caller.state.earned == 0 for worker in workers)
 
 

@@ -60,10 +60,12 @@ DISCOVERY_ORDER = [
     *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
-    *("archive.rows", "archive.files", "store.server", "store.connection", "store.reputations", "store.accounts"),
-    *("store.books", "store.store", "archive.mover", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
+    *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.answers"),
+    *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "condition", "changing"),
+    *("keyring", "ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
-    *("app", "service", "__main__"),
+    *("app", "upkeep", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
@@ -91,11 +93,11 @@ PURE = [
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}
 
-# What the sandbox's child loads is the standard library's: nothing else is there.
+# What the sandbox's child and the store's watchdog load is the standard library's: nothing else is there.
 STANDARD_ONLY = [
     *("ec262.errors", "ec262.protocol.canonical", "ec262.protocol.framing", "ec262.mapreduce.program"),
     *("ec262.mapreduce.partition", "ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.mapreduce.records"),
-    *("ec262.mapreduce", "ec262.sandbox.child"),
+    *("ec262.mapreduce", "ec262.sandbox.child", "discovery.store.watchdog"),
 ]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,8 +19,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from discovery.store import configuration, directory
 from discovery.store import server as server_module
-from discovery.store.server import RedisServer, find_binary, start_server
+from discovery.store.binary import find_binary
+from discovery.store.server import RedisServer, start_server
 from ec262.errors import SetupError
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +49,6 @@ while True:
     if sys.argv[4] == "idle":
         time.sleep(60)
 """
-
-
-FILL = "for n = ARGV[1], ARGV[1] + 9999 do redis.call('HSET', 'h' .. n % 10, n, 'x') end"
 
 
 class Discovery:
@@ -243,7 +244,7 @@ def test_a_second_server_in_the_same_process_is_refused(tmp_path: Path) -> None:
 
 def test_a_server_outliving_its_killed_parents_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is the server's: while it may write, nobody else gets in, whatever became of the others."""
-    monkeypatch.setattr(server_module, "_DYING_HOLDER_GRACE_S", 0.5)
+    monkeypatch.setattr(directory, "_DYING_HOLDER_GRACE_S", 0.5)
     discovery = Discovery(tmp_path / "data", does="idle")
     discovery.acknowledged(1)
     os.kill(discovery.server_pid, signal.SIGSTOP)  # cannot leave, so the watchdog goes on waiting
@@ -297,6 +298,64 @@ def test_a_server_that_died_is_noticed(tmp_path: Path) -> None:
     with start_server(tmp_path / "data") as server:
         os.kill(server.pid, signal.SIGKILL)
         assert within(5, lambda: not server.alive)
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_a_server_that_was_killed_is_started_again_with_all_it_acknowledged(
+    tmp_path: Path, tie: str, ephemeral: bool
+) -> None:
+    server = start_server(tmp_path / "data", ephemeral=ephemeral)
+    for number in range(3):
+        client_of(server).set("n", number)
+        os.kill(server.pid, signal.SIGKILL)
+        assert within(5, lambda: not server.alive)  # noqa: B023
+        assert "SIGKILL" in server.ending
+        url, before = server.url, server
+        server = server.again()
+        before.close()  # of no effect: the next one is not its own
+        assert server.url == url
+        assert number_in(server) == number
+    os.kill(server.watchdog_pid, signal.SIGKILL)
+    assert within(5, lambda: not server.alive)
+    assert "watchdog" in server.ending
+    server = server.again()
+    assert number_in(server) == 2
+    server.close()
+    assert (tmp_path / "data").exists() is not ephemeral
+
+
+def test_a_server_whose_data_are_gone_is_not_started_on_nothing(tmp_path: Path) -> None:
+    """Somebody removed the directory: an empty store would make all credits worthless without a word."""
+    with start_server(tmp_path / "data") as server:
+        shutil.rmtree(tmp_path / "data" / "appendonlydir")
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(SetupError, match="are gone"):
+            server.again()
+
+
+def test_an_ephemeral_directory_goes_though_no_server_came_up_on_it_again(tmp_path: Path) -> None:
+    server = start_server(tmp_path / "data", ephemeral=True)
+    os.kill(server.pid, signal.SIGKILL)
+    (manifest,) = (tmp_path / "data" / "appendonlydir").glob("*.manifest")
+    manifest.write_text("junk")
+    with pytest.raises(SetupError, match="ended at once"):
+        server.again()
+    assert manifest.exists()  # for another attempt
+    server.close()
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_a_dead_servers_watchdog_goes_with_its_discovery_and_tidies(tmp_path: Path, ephemeral: bool) -> None:
+    discovery = Discovery(tmp_path / "data", ephemeral=ephemeral, does="idle")
+    discovery.acknowledged(1)
+    os.kill(discovery.server_pid, signal.SIGKILL)
+    assert within(5, lambda: gone(discovery.server_pid))
+    assert not gone(discovery.watchdog_pid)  # holds the directory until discovery says what now
+    discovery.kill()
+    assert within(5, lambda: gone(discovery.watchdog_pid))
+    assert (tmp_path / "data").exists() is not ephemeral
+    assert not (tmp_path / "data" / "run").exists()
 
 
 def test_a_forked_child_cannot_stop_it(tmp_path: Path) -> None:
@@ -415,23 +474,34 @@ def test_tcp_asks_for_a_password(tmp_path: Path) -> None:
 def test_a_taken_port_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_server(tmp_path / "one", transport="tcp") as one:
         taken = port_of(one)
-        find = server_module._free_port
+        find = configuration._free_port
         ports = iter([taken])
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, 0) or find())
+        monkeypatch.setattr(configuration, "_free_port", lambda: next(ports, 0) or find())
         with start_server(tmp_path / "two", transport="tcp", ephemeral=True) as two:
             assert client_of(two).info("server")["process_id"] == two.pid
             assert client_of(one).info("server")["process_id"] == one.pid
 
 
-def test_loading_a_long_file_is_waited_for(tmp_path: Path) -> None:
+def test_loading_a_long_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_server(tmp_path / "data", fsync="no") as server:
-        client = client_of(server)
-        client.config_set("auto-aof-rewrite-percentage", 0)
-        for start in range(0, 300_000, 10_000):
-            client.eval(FILL, 0, start)
+        pipeline = client_of(server).pipeline(transaction=False)
+        for number in range(15_000):
+            pipeline.set(f"key{number}", "x")
+        pipeline.execute()
+    write = configuration.write_config
+
+    def slow(*arguments: Any) -> Path:
+        path = write(*arguments)
+        with open(path, "a") as file:
+            file.write('key-load-delay "100"\n')  # microseconds; it answers after each thousand
+        return path
+
+    monkeypatch.setattr(server_module, "write_config", slow)
     # Shorter than the loading: that it says LOADING counts as life.
-    with start_server(tmp_path / "data", start_timeout_s=0.1) as server:
-        assert sum(client_of(server).hlen(f"h{n}") for n in range(10)) == 300_000
+    started = time.monotonic()
+    with start_server(tmp_path / "data", start_timeout_s=1.0) as server:
+        assert time.monotonic() - started > 1.4
+        assert client_of(server).dbsize() == 15_000
 
 
 def test_a_long_log_is_set_aside(tmp_path: Path) -> None:

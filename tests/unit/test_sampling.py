@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,8 +13,11 @@ import redis
 
 from benchmarks import matching
 from discovery.app import Discovery
+from discovery.changes import Changes
 from discovery.records import needs_of, pools_for, pools_of
+from discovery.settings import Settings
 from discovery.store.store import Store
+from discovery.trust import terms_of
 from ec262.config import WorkerSettings
 from ec262.errors import Malformed, SetupError
 from ec262.protocol import messages as m
@@ -225,6 +229,44 @@ def test_any_name_of_a_machine_is_a_platform_that_discovery_takes() -> None:
         m.decode(m.Requirements, msgspec.json.encode(body))
 
 
+# --- who is in the pools --------------------------------------------------------------------------
+
+
+def test_a_worker_is_in_its_pools_as_long_as_it_has_room(store: Store, client: redis.Redis) -> None:
+    """Whatever is leased to it, comes free, and becomes of its share: pools are written only where that changes."""
+    worker_id = enter(store, 1, capacity=32, capabilities=(BOOKS,))
+    terms = terms_of(Settings())
+    held: list[str] = []
+    share, made = 1, 0
+    chance = random.Random(262)
+    for _ in range(800):
+        changes = Changes()
+        room = max(1, 32 // share) - len(held)
+        taking = chance.choice([0, 0, room // 2, room - 1, room]) if room > 0 else 0
+        freeing = chance.sample(held, min(len(held), chance.choice([0, 1, 2, 32])))
+        fate = chance.choice(["", "halved", "restored", "restored"])
+        if taking:
+            fresh = [f"{'c' * 24}.{made + n}" for n in range(taking)]
+            changes.takes[worker_id, 1] += fresh
+            held += fresh
+            made += taking
+        if freeing:
+            changes.frees[worker_id] += freeing
+            held = [lease for lease in held if lease not in freeing]
+            if fate == "restored":
+                changes.restored.add(worker_id)
+                share = 1
+            elif fate == "halved":
+                changes.halved.add(worker_id)
+                share = min(2 * share, terms.most_share)
+        store.commit(changes, store.now_ms(), terms)
+        fits = len(held) < max(1, 32 // share)
+        assert client.hget(f"{{ec}}:worker:{worker_id}", "used") == str(len(held)).encode()
+        for pool in (CLASS, f"{CLASS}+{BOOKS}"):
+            assert client.sismember(f"{{ec}}:pool:{pool}", worker_id) == fits, (held, share, fate)
+    assert made > 100
+
+
 # --- what is known of workers ---------------------------------------------------------------------
 
 
@@ -275,12 +317,22 @@ def test_a_bound_gift_draws_no_neighbours_until_as_much_is_spent(store: Store, c
 # --- the cost -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hasty(client: redis.Redis) -> Iterator[None]:
+    """The store does not wait for the disk: many workers come here."""
+    before = str(client.config_get("appendfsync")["appendfsync"])
+    client.config_set("appendfsync", "no")
+    yield
+    client.config_set("appendfsync", before)
+
+
 def calls(client: redis.Redis) -> int:
     """Commands that the server has carried out."""
     stats = client.info("commandstats")
     return sum(int(each["calls"]) for name, each in stats.items() if name != "cmdstat_info")
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("needs", [(), (BOOKS,), ("platform:x86_64",), (BOOKS, "platform:x86_64")])
 def test_drawing_costs_the_same_of_fifty_workers_and_of_three_thousand(
     store: Store, client: redis.Redis, needs: tuple[str, ...]
@@ -295,6 +347,52 @@ def test_drawing_costs_the_same_of_fifty_workers_and_of_three_thousand(
         assert (len(sample.workers), sample.workers_alive) == (20, last)
     assert cost[0] == cost[1]
     assert cost[0] < 60
+
+
+def looked_at(client: redis.Redis) -> set[str]:
+    """Commands since the counts were reset that go through whole sets, however large."""
+    return {
+        name for name in client.info("commandstats") if name in {"cmdstat_zinter", "cmdstat_sinter", "cmdstat_smembers"}
+    }
+
+
+@pytest.mark.usefixtures("hasty")
+def test_of_many_that_have_one_of_two_capabilities_some_are_looked_at(store: Store, client: redis.Redis) -> None:
+    """One in three has both. What is found is right; how many there are in all is an estimate."""
+    for number in range(1800):
+        has = (BOOKS, MAPS) if number % 3 == 0 else ((BOOKS,), (MAPS,))[number % 2]
+        enter(store, number, capabilities=has, slots=2, ask=1 + number // 1600)
+    client.config_resetstat()
+    seen = set()
+    for _ in range(20):
+        sample = store.sample(CLASS, [BOOKS, MAPS], 20, offer=2)
+        assert len({worker.worker_id for worker in sample.workers}) == 20
+        assert all(int(worker.worker_id, 16) % 3 == 0 for worker in sample.workers)
+        assert 400 < sample.workers_alive < 800
+        assert 800 < sample.slots_alive < 1600
+        seen |= {worker.worker_id for worker in sample.workers}
+    assert len(seen) > 200, "and others each time"
+    assert looked_at(client) == set()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_pair_that_hardly_anybody_has_is_found_in_the_end(store: Store) -> None:
+    """Of those who have the rarer of both some are looked at in a request: others in the next."""
+    for number in range(1500):
+        enter(store, number, capabilities=((BOOKS,), (MAPS,))[number % 2])
+    enter(store, 1500, capabilities=(BOOKS, MAPS))
+    assert any(store.sample(CLASS, [BOOKS, MAPS], 20).workers for _ in range(60))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_attack_many_prices_and_many_capabilities_at_once_cost_little(store: Store, client: redis.Redis) -> None:
+    names = tuple(f"data:{letter}" for letter in "abcdefghijklmnop")
+    for number in range(1000):
+        enter(store, number, ask=1 + number % 10, capabilities=names)
+    before = calls(client)
+    sample = store.sample(CLASS, names, 20, offer=100)
+    assert (len(sample.workers), sample.workers_alive) == (20, 1000)
+    assert calls(client) - before < 700
 
 
 def test_attack_as_many_prices_as_there_can_be_cost_little(store: Store, client: redis.Redis) -> None:

@@ -286,6 +286,27 @@ def test_further_replicas_keep_what_came() -> None:
     network.check()
 
 
+def test_a_result_whose_receipt_does_not_count_has_not_come() -> None:
+    network = Network(1, redundancy=2, quorum=2)
+    one, two = network.lease()
+    task = network.all[0]
+    schedule = network.schedule
+    network.finish(one)
+    assert schedule.rejected(two.worker_id, [one.lease_id]) == [], "of another worker's nobody else is blamed"
+    assert schedule.rejected(two.worker_id, [two.lease_id, "of another job.0"]) == [], "nothing came"
+    assert schedule.take_due(10) == []
+    assert schedule.rejected(one.worker_id, [one.lease_id]) == [(task, one)]
+    assert (one.state, one.tokens, task.answered, schedule.has_come(one.lease_id)) == ("gone", None, 0, False)
+    assert schedule.take_due(10) == [task], "another one is wanted now"
+    # What its receipt names may come yet.
+    network.finish(one)
+    assert schedule.has_come(one.lease_id)
+    network.finish(two)
+    schedule.done_with(task)
+    assert schedule.rejected(one.worker_id, [one.lease_id]) == []
+    network.check()
+
+
 def test_due_tasks_come_in_batches() -> None:
     network = Network(50, workers=(25,))
     for replica in network.lease():
@@ -304,12 +325,18 @@ def test_any_sequence_of_events_ends_with_every_task_done_once(
     network = Network(count, workers=(1, 2, 1, 3), redundancy=redundancy, quorum=min(quorum, redundancy))
     schedule = network.schedule
     ever: list[Replica] = []
-    steps = st.sampled_from(["lease", "lease few", "report", "report", "repeat", "lose some", "lose all", "settle"])
+    steps = st.sampled_from(
+        ["lease", "lease few", "report", "report", "repeat", "reject", "lose some", "lose all", "settle"]
+    )
     for step in data.draw(st.lists(steps, max_size=40)):
         if step.startswith("lease"):
             ever += network.lease(2 if step == "lease few" else 10**9)
         elif step in ("report", "repeat") and ever:
             network.finish(ever[data.draw(st.integers(0, len(ever) - 1))], data.draw(st.sampled_from([0.0, 0.01, 1.0])))
+        elif step == "reject" and ever:
+            victim = ever[data.draw(st.integers(0, len(ever) - 1))]
+            for task, replica in schedule.rejected(victim.worker_id, [victim.lease_id]):
+                assert (task.state, replica.state, replica.tokens) == ("out", "gone", None)
         elif step == "lose some" and ever:
             victim = ever[data.draw(st.integers(0, len(ever) - 1))]
             schedule.lost(victim.worker_id, [victim.lease_id])

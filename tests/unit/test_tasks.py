@@ -18,7 +18,6 @@ from discovery.tasks import (
     NOT_ARRIVED,
     accept,
     add_replicas,
-    contested,
     expire_replicas,
     fall_due,
     give_up,
@@ -28,6 +27,7 @@ from discovery.tasks import (
     record_receipt,
     refuse_dispute,
     release_unpushed,
+    rests_on_workers,
     still_out,
     verdict_on,
     waited_for,
@@ -368,13 +368,13 @@ def test_where_foreman_and_worker_contradict_each_other_the_established_have_the
     for number in range(4):
         life.report(number, Kind.OK, ANSWERS[0], arrived=b"" if number < 3 else None)
         life.task.replicas[number].lost = number < 3
-    assert contested(life.task)
+    assert rests_on_workers(life.task)
     life.pass_time(300_000 + TERMS.late_ms)
     R = ReplicaState
-    # Of the last its foreman says nothing: it walked away, and owes the fee whoever that is.
+    # Of the last its foreman says nothing: it walked away, and owes newcomers a little.
     assert [life.state_of(n) for n in range(4)] == [R.COMPENSATED, R.RELEASED, R.RELEASED, R.COMPENSATED]
-    assert life.changes.jobs[FOREMAN, JOB_ID].effort == {worker(0).account_id: 2}
-    assert life.changes.halved == {worker(number).worker_id for number in range(3)}
+    assert life.changes.jobs[FOREMAN, JOB_ID].effort == {worker(0).account_id: 2, worker(3).account_id: 2}
+    assert life.changes.halved == {worker(number).worker_id for number in range(4)}
     assert not life.changes.lessons
     life.check()
 

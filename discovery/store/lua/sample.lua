@@ -20,6 +20,39 @@ if offer > 1 then
   for _, ask in ipairs(asks) do classes[#classes + 1] = ARGV[1] .. '$' .. ask end
 end
 math.randomseed(tonumber(ARGV[4]))
+-- No table has every combination of names. Of the smallest set some are drawn and looked for in the others: all where they
+-- are no more than MOST, else FEW, and MOST if FEW were not enough. So it costs as little where there are many workers. What is
+-- counted by that is an estimate then.
+local FEW, MOST, budget = 128, 512, 2048
+-- Puts the key of the smallest set first; returns how many it has.
+local function smallest(command, keys)
+  local least = math.huge
+  for n, key in ipairs(keys) do
+    local size = redis.call(command, key)
+    if size < least then
+      least, keys[1], keys[n] = size, key, keys[1]
+    end
+  end
+  return least
+end
+-- How many of a set of some size are looked at now.
+local function look(size, most)
+  local looked = math.min(size <= MOST and size or most, budget)
+  budget = budget - looked
+  return looked
+end
+-- Those of some members that are in all sets but the first as well.
+local function in_all(command, keys, members)
+  for n = 2, #keys do
+    if #members == 0 then break end
+    local found, both = redis.call(command, keys[n], unpack(members)), {}
+    for m, member in ipairs(members) do
+      if found[m] and found[m] ~= 0 then both[#both + 1] = member end
+    end
+    members = both
+  end
+  return members
+end
 for _, class in ipairs(classes) do
   local left = wanted - #drawn
   if #ARGV <= 6 then
@@ -29,25 +62,36 @@ for _, class in ipairs(classes) do
     if left > 0 then
       for _, id in ipairs(redis.call('SRANDMEMBER', P .. 'pool:' .. group, left)) do drawn[#drawn + 1] = id end
     end
-  else
-    -- No table has every combination: those who have the rarest are looked at. At most 17 keys, so unpack takes them.
-    local have, pools, here = {#ARGV - 5}, {}, 0
+  elseif budget > 0 then
+    local have, pools = {}, {}
     for n = 6, #ARGV do
-      have[n - 4] = P .. 'have:' .. class .. '+' .. ARGV[n]
+      have[n - 5] = P .. 'have:' .. class .. '+' .. ARGV[n]
       pools[n - 5] = P .. 'pool:' .. class .. '+' .. ARGV[n]
     end
-    for _, word in ipairs({'AGGREGATE', 'MAX', 'WITHSCORES'}) do have[#have + 1] = word end
-    local fit = redis.call('ZINTER', unpack(have))
-    for n = 2, #fit, 2 do
-      here, slots = here + 1, slots + tonumber(fit[n])
-    end
-    alive = alive + here
-    if here > 0 and left > 0 then
-      local free = redis.call('SINTER', unpack(pools))
-      for n = 1, math.min(left, #free) do
-        local other = math.random(n, #free)
-        free[n], free[other] = free[other], free[n]
-        drawn[#drawn + 1] = free[n]
+    local least = smallest('ZCARD', have)
+    if least > 0 then
+      local looked = look(least, FEW)
+      local some, ids, offered = redis.call('ZRANDMEMBER', have[1], looked, 'WITHSCORES'), {}, {}
+      for n = 1, #some, 2 do
+        ids[#ids + 1] = some[n]
+        offered[some[n]] = tonumber(some[n + 1])
+      end
+      local fit, sum = in_all('ZMSCORE', have, ids), 0
+      for _, id in ipairs(fit) do sum = sum + offered[id] end
+      alive = alive + math.floor(#fit * least / looked + 0.5)
+      slots = slots + math.floor(sum * least / looked + 0.5)
+      if left > 0 then
+        local size, free = smallest('SCARD', pools), {}
+        for _, most in ipairs({FEW, MOST}) do
+          if #free < left and size > 0 and budget > 0 and (most == FEW or size > MOST) then
+            free = in_all('SMISMEMBER', pools, redis.call('SRANDMEMBER', pools[1], look(size, most)))
+          end
+        end
+        for n = 1, math.min(left, #free) do
+          local other = math.random(n, #free)
+          free[n], free[other] = free[other], free[n]
+          drawn[#drawn + 1] = free[n]
+        end
       end
     end
   end
