@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from gevent import pywsgi
 from gevent.event import Event
+from gevent.socket import socket as gevent_socket
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -186,7 +187,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         """Lets it end at its next wait for a request; what arrived before is still answered."""
         with contextlib.suppress(OSError):
             # Reading only: what the kernel has already received can still be read (on Linux), and answered.
-            self.socket.shutdown(plain_socket.SHUT_RD)
+            self._shutdown(plain_socket.SHUT_RD)
 
     def handle_one_request(self) -> Any:
         """Instead of the base's: reads the body as well before it calls the application, has deadlines, answers
@@ -415,7 +416,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         )
         try:
             self._sendall(head.encode() + (b"" if getattr(self, "command", "") == "HEAD" else body))
-            self.socket.shutdown(plain_socket.SHUT_WR)
+            self._shutdown(plain_socket.SHUT_WR)
             self._incoming.deadline = time.monotonic() + self.server.limits.linger_s
             waste = bytearray(_PIECE_BYTES)
             dropped = 0
@@ -425,6 +426,11 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
             pass
         self.time_finish = time.time()
         self.log_request()
+
+    def _shutdown(self, how: int) -> None:
+        """Shuts the connection down in one direction. The method of a TLS socket would go on without TLS after it: what
+        is read and written then is taken, and sent, as it is."""
+        gevent_socket.shutdown(self.socket, how)
 
     def handle_error(self, t: type[BaseException], v: BaseException, tb: TracebackType) -> None:
         """Instead of the base's text/plain and gevent's own printing: the log, and problem+json."""

@@ -12,13 +12,15 @@ that made it: gevent has one event loop a thread.
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import logging
 import resource
 import socket as plain_socket
+from pathlib import Path
 from typing import Any, Self
 
-from gevent import pywsgi
+from gevent import pywsgi, ssl
 from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.pool import Pool
@@ -40,7 +42,13 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
     handler_class = Handler
 
     def __init__(
-        self, listener: Any, app: WSGIApp, limits: Limits, max_connections: int, access_log: logging.Logger | None
+        self,
+        listener: Any,
+        app: WSGIApp,
+        limits: Limits,
+        max_connections: int,
+        access_log: logging.Logger | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.limits = limits
         self.max_connections = max_connections
@@ -58,7 +66,20 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
             error_log=logging.getLogger(__name__),  # the application's wsgi.errors
             # Named here because pywsgi would ask the name service for it, for seconds on some machines.
             environ={"SERVER_NAME": str(listener.getsockname()[0])},
+            **({"ssl_context": tls} if tls is not None else {}),
         )
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
+        """Instead of gevent's, which waits for ever for a client that opens a connection and does not greet, and
+        prints a traceback for each that greets in another language."""
+        client_socket.settimeout(self.limits.header_timeout_s)
+        try:
+            connection = self.wrap_socket(client_socket, **self.ssl_args)
+        except OSError:  # ssl.SSLError is one, and so is a timeout
+            client_socket.close()
+            return
+        with contextlib.closing(connection):
+            self.handle(connection, address)
 
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
@@ -79,6 +100,7 @@ class Server:
     Attributes:
         host: the address it listens on.
         port: the port it listens on, chosen by the system where 0 was asked for.
+        max_connections: as many as the limits say, or the process may have descriptors.
         stopping: set as soon as a stop begins; an application that holds requests (long polls) waits on it
             to let them go.
     """
@@ -92,6 +114,7 @@ class Server:
         limits: Limits | None = None,
         access_log: logging.Logger | None = None,
         backlog: int = 1024,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Binds; `start` begins to accept.
 
@@ -102,6 +125,7 @@ class Server:
             limits: what it takes from strangers.
             access_log: where a line a request goes; None for nowhere.
             backlog: connections that the kernel holds until they are accepted.
+            tls: of `server_context`; None: plain HTTP.
         Raises:
             SetupError: nobody can listen there.
         """
@@ -113,7 +137,9 @@ class Server:
         listener = _listen(host, port, backlog)
         self.host = host
         self.port = int(listener.getsockname()[1])
-        self._server = _WSGIServer(listener, app, self.limits, allowed, access_log)
+        self.max_connections = allowed
+        self._scheme = "http" if tls is None else "https"
+        self._server = _WSGIServer(listener, app, self.limits, allowed, access_log, tls)
         self.stopping: Any = self._server.stopping
         self._asked_to_stop = Event()
         self._loop = get_hub().loop
@@ -130,8 +156,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        """``http://host:port`` without a slash at its end."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        """``http://host:port``, or ``https``, without a slash at its end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._scheme}://{host}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -207,6 +234,32 @@ def serve(
         SetupError: nobody can listen there.
     """
     return Server(app, host, port, limits=limits, access_log=access_log).start()
+
+
+def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """How a server speaks TLS: 1.2 and up, with the standard library's choice of ciphers.
+
+    Args:
+        certificate: PEM file with the certificate and those between it and its authority.
+        key: PEM file with its private key; None: it is in the same file.
+
+    Raises:
+        SetupError: the files are not readable, or not of this form, or do not fit each other.
+    """
+    # gevent's: what `create_default_context` makes is the standard library's, and keeps all others waiting.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def no_password() -> str:
+        raise SetupError(f"the key in {key or certificate} has a password, which nobody is there to type: remove it")
+
+    try:
+        context.load_cert_chain(certificate, key, password=no_password)
+    except ssl.SSLError as reason:
+        raise SetupError(f"{certificate} and {key or certificate} are no certificate and its key: {reason}") from None
+    except OSError as reason:
+        raise SetupError(f"the certificate or its key cannot be read: {reason}") from None
+    return context
 
 
 def _listen(host: str, port: int, backlog: int) -> Any:
