@@ -12,7 +12,7 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import caller_of
+from discovery.addresses import believed, caller_of
 from discovery.condition import Condition
 from discovery.disputes import Disputes
 from discovery.explaining import Explaining
@@ -22,6 +22,7 @@ from discovery.leasing import Leasing
 from discovery.ledger import totals
 from discovery.openapi import openapi_document
 from discovery.registry import Registry
+from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import Settlement
 from discovery.statements import MOST_LINES, Statements
@@ -53,6 +54,7 @@ class Api:
         disputes: Disputes,
         jobs: Jobs,
         condition: Condition,
+        relay: Relay,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -63,6 +65,7 @@ class Api:
         self._disputes = disputes
         self._explaining = Explaining(store, trust)
         self._jobs = jobs
+        self._relay = relay
         self._leaderboard = Leaderboard(store)
         self._statements = Statements(store)
         self._condition = condition
@@ -118,22 +121,29 @@ class Api:
 
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        done = self._registry.register(account_id, self._caller(), body)
+        caller, unnamed = self._caller(), self._unnamed()
+        relay = self._registry.try_worker(caller, body, unnamed=unnamed)
+        done = self._registry.register(account_id, caller, body, relay)
         if done.lost_leases:
             self._settlement.expire_leases(done.lost_leases)
-        return self._registry.registered(body, done)
+        return self._registry.registered(body, done, relay)
 
     def heartbeat(self, account_id: str, worker_id: str, body: m.Heartbeat) -> m.Message:
         """POST /v1/workers/<id>/heartbeats"""
-        beat = self._registry.heartbeat(account_id, self._caller(), worker_id, body)
+        caller = self._caller()
+        beat = self._registry.heartbeat(account_id, caller, worker_id, body)
         if beat is None:
             raise _unknown_worker()
         if body.receipts or body.unseen:
             self._settlement.show(worker_id, body.receipts)
             self._settlement.release(worker_id, body.unseen)
-            beat = self._registry.heartbeat(account_id, self._caller(), worker_id, body) or beat
+            beat = self._registry.heartbeat(account_id, caller, worker_id, body) or beat
         return m.HeartbeatAnswer(
-            server_time_s=beat.now_ms / 1000, open_leases=beat.open_leases, earned=beat.earned, balance=beat.balance
+            server_time_s=beat.now_ms / 1000,
+            open_leases=beat.open_leases,
+            earned=beat.earned,
+            balance=beat.balance,
+            relay=beat.called,
         )
 
     def leave(self, account_id: str, worker_id: str) -> Response:
@@ -181,6 +191,26 @@ class Api:
         self._condition.admit()
         return self._statements.transfer(account_id, body)
 
+    def call_relay(self, account_id: str, worker_id: str, body: m.CallRelay) -> m.Message:
+        """POST /v1/relay/<worker>"""
+        until_ms, sender = self._registry.caller_of(account_id, worker_id, body.relay_pass)
+        reply = self._relay.call(
+            *(account_id, worker_id, sender, body.call), wait_s=body.wait_s, pass_until_ms=until_ms
+        )
+        return m.RelayReply(reply=reply)
+
+    def take_calls(self, account_id: str, worker_id: str, body: m.TakeCalls) -> m.Message:
+        """POST /v1/workers/<id>/calls"""
+        taken = self._relay.take(account_id, worker_id, body)
+        if taken is None:
+            raise _unknown_worker()
+        return taken
+
+    def reply_to_call(self, account_id: str, worker_id: str, call_id: str, body: m.RelayReply) -> Response:
+        """POST /v1/workers/<id>/calls/<call>"""
+        self._relay.reply(worker_id, call_id, body.reply)
+        return Response(status=204)
+
     # --- the one way in for all of them ---
 
     def blueprint(self) -> Blueprint:
@@ -198,14 +228,16 @@ class Api:
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
                 account_id = self._authenticate(route)
             if route.request is not None:
-                if request.mimetype != "application/json":
-                    return problem("unsupported-media-type", "send the body as Content-Type: application/json")
+                if request.mimetype not in (m.JSON, m.PACKED):
+                    return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
                 request.max_content_length = route.max_body_bytes
-                path["body"] = m.decode(route.request, request.get_data(cache=False))  # type: ignore[assignment]
+                body = m.decode(route.request, request.get_data(cache=False), request.mimetype)
+                path["body"] = body  # type: ignore[assignment]
             made = view(account_id, **path)
             if isinstance(made, Response):
                 return made
-            return Response(m.encode(made), content_type="application/json")
+            media = m.PACKED if request.headers.get("Accept") == m.PACKED else m.JSON
+            return Response(m.encode(made, media), content_type=media)
 
         return answer
 
@@ -213,6 +245,11 @@ class Api:
         """The address a request comes from."""
         peer = request.remote_addr or "127.0.0.1"
         return caller_of(peer, request.headers.getlist("X-Forwarded-For"), self._settings.proxies)
+
+    def _unnamed(self) -> bool:
+        """Whether somebody passed the request on whom this service does not believe."""
+        peer = request.remote_addr or "127.0.0.1"
+        return "X-Forwarded-For" in request.headers and not believed(peer, self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

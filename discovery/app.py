@@ -16,7 +16,9 @@ from discovery.disputes import Disputes
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
 from discovery.leasing import Leasing
+from discovery.reach import Reach
 from discovery.registry import Registry
+from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
@@ -39,6 +41,7 @@ class Discovery:
     settings: Settings
     mover: Mover
     condition: Condition
+    relay: Relay
 
     def sweep(self) -> None:
         """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; looks how it stands.
@@ -70,7 +73,9 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     """
     store = Store(store_url)
     keyring = Keyring(data_dir, settings)
-    registry = Registry(store, keyring, settings)
+    reach = Reach(store, settings.proxies)
+    registry = Registry(store, keyring, settings, reach)
+    relay = Relay(store, reach, settings)
     trust = Trust(store, keyring, settings)
     leasing = Leasing(store, keyring, registry, trust, settings)
     settlement = Settlement(store, registry, trust, leasing)
@@ -79,7 +84,7 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     disputes = Disputes(store, trust, leasing, settings)
     mover = Mover(store.books, data_dir.absolute() / LEDGER)
     condition = Condition(store.books, mover, settings.most_backlog_bytes)
-    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), condition, settings)
+    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), condition, relay, settings)
     app.register_blueprint(api.blueprint())
     handle_errors(app)
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition)
+    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, relay)

@@ -13,6 +13,7 @@ from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
 from discovery.matching import assign, newcomers_of, serves
+from discovery.passes import make_pass
 from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
@@ -266,17 +267,24 @@ class Leasing:
                         price=replica.price,
                     )
                 )
+        relay_key = keys.relay_pass_key(master) if any(worker.relay != "never" for worker in workers.values()) else b""
         assigned = []
         for (worker_id, epoch), listed in tickets.items():
             worker = workers[worker_id]
+            direct, relay_pass = worker.relay != "must", b""
+            if worker.relay != "never":
+                until_s = max(ticket.deadline_s for ticket in listed) + self._settings.late_grace_s
+                relay_pass = make_pass(relay_key, account_id, worker_id, int(until_s * 1000))
             bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed, account_id)
             assigned.append(
                 m.AssignedWorker(
                     worker_id=worker_id,
-                    address=worker.address,
-                    port=worker.port,
+                    address=worker.address if direct else "",
+                    port=worker.port if direct else 0,
                     slots=worker.slots,
                     tickets=seal_tickets(self._registry.worker_key(worker_id), bundle),
+                    relay=worker.relay,
+                    relay_pass=relay_pass,
                 )
             )
         return assigned

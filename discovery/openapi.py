@@ -79,7 +79,7 @@ def _responses(route: Route) -> dict[str, Any]:
             "description": "Done.",
             "content": {"application/json": {"schema": _ref(route.response)}},
         }
-    elif route.method == "DELETE":
+    elif route.method == "DELETE" or route.request is not None:
         responses["204"] = {"description": "Done."}
     else:
         responses["200"] = {"description": "Done.", "content": {"application/json": {}}}

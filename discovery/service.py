@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from ipaddress import ip_network
 from pathlib import Path
 
 import gevent
@@ -18,7 +19,6 @@ import redis
 from gevent.event import AsyncResult
 from gevent.os import make_nonblocking, nb_read
 
-from discovery.addresses import plain
 from discovery.app import create_discovery
 from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, PUBLIC_LIMITS, settings_for
 from discovery.store.keeper import Keeper
@@ -27,7 +27,7 @@ from discovery.store.store import Store
 from discovery.upkeep import Upkeep
 from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
-from ec262.serving import Limits, Server
+from ec262.serving import Limits, Server, server_context
 
 log = logging.getLogger("ec262.discovery")
 
@@ -36,11 +36,16 @@ examples:
   ec262 discovery --network private                    for this machine, with a store of its own
   ec262 discovery --network private --host 0.0.0.0     for a lab or a class
   ec262 discovery --network public --host 0.0.0.0 --redis redis://localhost:6379/0 --data-dir /var/lib/ec262
+  ec262 discovery --host 0.0.0.0 --port 443 --tls-cert fullchain.pem --tls-key privkey.pem
+  ec262 discovery --trusted-proxy 127.0.0.1            behind a reverse proxy that speaks TLS
 
 then, on any machine:
   python worker.py -v --discovery http://THIS-HOST:26262
   curl http://THIS-HOST:26262/v1/credits
 """
+
+MOST_CONNECTIONS = 4096
+"""As far as the process may have descriptors; one that waits costs some 25 KiB."""
 
 LIMITS = {
     "address-accounts": "accounts that may be made from an address in a day",
@@ -86,14 +91,21 @@ def parser() -> argparse.ArgumentParser:
             "private)",
         )  # fmt: skip
     made.add_argument(
-        "--proxy", type=_address, action="append", metavar="ADDRESS",
-        help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
+        "--trusted-proxy", type=_network, action="append", metavar="CIDR",
+        help="a reverse proxy (address or network) whose X-Forwarded-For header is believed; may be repeated. Nobody "
+        "else's is",
     )  # fmt: skip
     made.add_argument(
         "--heartbeat", type=_interval, metavar="SECONDS",
         help="how often workers are told to say that they are alive; one that is silent for three times as long leaves "
         "the pool (default: 20)",
     )  # fmt: skip
+    made.add_argument(
+        "--tls-cert", metavar="FILE", type=Path, help="certificate and its chain (PEM): the service answers https alone"
+    )
+    made.add_argument(
+        "--tls-key", metavar="FILE", type=Path, help="its private key (PEM), if it is not in the same file"
+    )
     made.add_argument("-v", "--verbose", action="store_true", help="log every request")
     made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
@@ -110,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser().parse_args(arguments)
     if flags.starting_credits is not None and not 0 <= flags.starting_credits <= MOST_STARTING_CREDITS:
         parser().error(f"--starting-credits has to be from 0 to {MOST_STARTING_CREDITS}")
+    if flags.tls_key and not flags.tls_cert:
+        parser().error("--tls-key wants --tls-cert as well")
     if not 0 <= flags.port <= 65_535:
         parser().error("--port has to be from 0 to 65535")
     logging.basicConfig(
@@ -133,7 +147,7 @@ def _serve(flags: argparse.Namespace) -> int:
         address_grants=flags.address_grants,
         account_workers=flags.account_workers,
         neighbourhood_workers=flags.neighbourhood_workers,
-        proxies=tuple(flags.proxy) if flags.proxy else None,
+        proxies=tuple(flags.trusted_proxy) if flags.trusted_proxy else None,
         heartbeat_s=flags.heartbeat,
         ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
@@ -159,12 +173,19 @@ def _serve(flags: argparse.Namespace) -> int:
             discovery.app,
             flags.host,
             flags.port,
-            limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery"))),
+            limits=Limits(
+                max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery")),
+                max_connections=MOST_CONNECTIONS,
+            ),
             access_log=log if flags.verbose else None,
+            tls=server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None,
         )
         calm_collector()
+        # What waits at the relay must leave room for those who want something else.
+        discovery.relay.most_waiting = min(settings.relay_waiting, server.max_connections // 2)
         server.start()
         stack.callback(server.stop)
+        stack.callback(discovery.relay.let_go)
         stack.callback(Upkeep(discovery, keeper, over).stop)
         if flags.parent_pipe:
             gevent.spawn(_wait_for_parent, over)
@@ -221,11 +242,11 @@ def _interval(text: str) -> float:
     return seconds
 
 
-def _address(text: str) -> str:
+def _network(text: str) -> str:
     try:
-        return plain(text)
+        return str(ip_network(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no IP address, and no network such as 10.0.0.0/8") from None
 
 
 def _wait_for_parent(over: AsyncResult) -> None:

@@ -8,6 +8,9 @@ variable                 overrides
 ``EC262_WORKER_<NAME>``  the field ``name`` of `WorkerSettings`, such as ``EC262_WORKER_SLOTS=2``
 ``EC262_INVITATION``     an invitation, for accounts that workers and jobs make by themselves
 ``EC262_PLAIN_HTTP``     ``1``: secrets may travel without TLS beyond this machine (a network you trust)
+``EC262_CA_BUNDLE``      a PEM file: the authorities that discovery's certificate is believed from, instead of the usual
+``EC262_PRIVATE_PEERS``  ``1``: jobs connect to workers on this machine and in private networks also where a discovery
+                         elsewhere names them (a network you trust)
 =======================  =======================================================================================
 
 ``EC262_ACCOUNT`` and ``EC262_SECRET`` are read by `ec262.credentials`.
@@ -59,6 +62,9 @@ class WorkerSettings:
         slots: tasks computed at the same time.
         sandbox: ``native``, or ``none``: run strangers' code unconfined.
         min_price: least that a replica is computed for, as a multiple of the usual price.
+        relay: serve through discovery's relay: ``auto``: where nobody can connect to this worker; ``always``: do not
+            listen at all; ``never``.
+        relayed_bytes: memory for parts of relayed requests and answers.
         allow_modules: modules that jobs may import beside the sandbox's own list.
         data_dirs: shared storages that tasks may read, as (name, directory or URL); in the environment
             ``EC262_WORKER_DATA_DIRS="books=/data/books; logs=s3://bucket/logs"``.
@@ -99,6 +105,8 @@ class WorkerSettings:
     slots: int = field(default_factory=core_count)
     sandbox: str = "native"
     min_price: int = 1
+    relay: str = "auto"
+    relayed_bytes: int = 256 * _MEBIBYTE
     allow_modules: tuple[str, ...] = ()
     data_dirs: tuple[tuple[str, str], ...] = ()
     read_bytes: int = 256 * _MEBIBYTE
@@ -144,6 +152,8 @@ class WorkerSettings:
             raise SetupError(f"a price of {self.min_price}: a worker may ask for 1 to {MOST_ASKED}")
         if self.sandbox not in ("native", "none"):
             raise SetupError(f"there is no sandbox {self.sandbox!r}: choose native or none")
+        if self.relay not in ("auto", "always", "never"):
+            raise SetupError(f"there is no relay {self.relay!r}: choose auto, always or never")
         if len({name for name, _ in self.data_dirs}) < len(self.data_dirs) or len(self.data_dirs) > MOST_DATA_DIRS:
             raise SetupError(f"data directories have different names, and there are at most {MOST_DATA_DIRS}")
         for name, root in self.data_dirs:
@@ -232,6 +242,16 @@ def configured_discovery(environ: Mapping[str, str] | None = None) -> str | None
 def configured_invitation(environ: Mapping[str, str] | None = None) -> str:
     """The invitation that the environment has for new accounts; empty: none."""
     return (os.environ if environ is None else environ).get("EC262_INVITATION", "").strip()
+
+
+def configured_ca_bundle(environ: Mapping[str, str] | None = None) -> str:
+    """The file with the authorities that the environment wants believed; empty: the usual ones."""
+    return (os.environ if environ is None else environ).get("EC262_CA_BUNDLE", "").strip()
+
+
+def private_peers_allowed(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment lets jobs connect to any loopback or private address that discovery names."""
+    return (os.environ if environ is None else environ).get("EC262_PRIVATE_PEERS", "").strip() == "1"
 
 
 def discovery_url(chosen: str | None = None, preferred: str = "") -> str:

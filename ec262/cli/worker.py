@@ -20,7 +20,7 @@ from ec262.config import (
     home_directory,
     read_data_dir,
 )
-from ec262.errors import EC262Error, SandboxUnavailable, SetupError, WorkerLost
+from ec262.errors import EC262Error, ProblemError, SandboxUnavailable, SetupError, WorkerLost
 
 if TYPE_CHECKING:
     from ec262.worker.executor import JobExecutor
@@ -31,6 +31,7 @@ examples:
   python worker.py                                     for a discovery service on this machine
   python worker.py -v -P 11236                         a second worker, telling what it does
   python worker.py --discovery https://discovery.example
+  python worker.py --relay always                      listen nowhere: discovery brings the work
   python worker.py --data-dir books=/data/books        tasks may read files in there
   python worker.py --check                             what this machine can confine strangers' code with
   python worker.py --only-idle --only-on-mains --hours 22:00-07:00 --niceness 10
@@ -42,10 +43,11 @@ What is not said here is read from worker.toml beside the credentials (~/.config
 Ctrl-C lets the worker finish what it holds; a second Ctrl-C ends it at once.
 
 exit codes: 0 left in good order, 1 could not start or had to give up, 2 wrong flags, 3 no sandbox to be had
-(--check: 0 safe, 3 not), 4 no word from discovery for --max-living
+(--check: 0 safe, 3 not), 4 no word from discovery for --max-living, 5 nobody can connect to this machine
+(--relay never)
 """
 
-EXIT_OK, EXIT_FAILED, EXIT_NO_SANDBOX, EXIT_LOST = 0, 1, 3, 4
+EXIT_OK, EXIT_FAILED, EXIT_NO_SANDBOX, EXIT_LOST, EXIT_UNREACHABLE = 0, 1, 3, 4, 5
 
 
 def configure(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -86,6 +88,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-price", type=_price, metavar="N",
         help="compute only for foremen that pay so many times the usual price (default: 1); cheaper workers come first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--relay", choices=["auto", "always", "never"],
+        help="serve through discovery's relay: auto: where nobody can connect to this machine (default); always: "
+        "listen nowhere, and keep the address to yourself; never: then do not start",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ca-bundle", metavar="FILE",
+        help="authorities (PEM) that discovery's certificate is believed from (default: $EC262_CA_BUNDLE, or the "
+        "system's)",
     )  # fmt: skip
     parser.add_argument(
         "--sandbox", choices=["native", "none"],
@@ -130,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
     from ec262.worker.preferences import choose  # noqa: PLC0415 - other commands and --help do without the servers
     from ec262.worker.service import run_worker  # noqa: PLC0415 - as above
 
+    if args.ca_bundle:
+        os.environ["EC262_CA_BUNDLE"] = args.ca_bundle
     try:
         settings, preferred, watched = choose(
             home_directory(),
@@ -138,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
             slots=args.slots,
             sandbox=args.sandbox,
             min_price=args.min_price,
+            relay=args.relay,
             allow_modules=tuple(args.allow_module) if args.allow_module else None,
             data_dirs=tuple(args.data_dir) if args.data_dir else None,
             **worker_terms.chosen(args),
@@ -162,7 +177,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_LOST
     except EC262Error as reason:
         print(f"worker: {reason}", file=sys.stderr)
-        return EXIT_FAILED
+        unreachable = isinstance(reason, ProblemError) and reason.code == "unreachable"
+        return EXIT_UNREACHABLE if unreachable else EXIT_FAILED
     return EXIT_OK
 
 

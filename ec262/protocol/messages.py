@@ -175,11 +175,14 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     capability is given only tasks that require it; other capabilities do not keep ordinary tasks away. `ask` is what it
     wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much. Who is
     not `willing` is registered and given no tasks, until a heartbeat says otherwise.
+
+    `relay`: ``always``: it listens nowhere (`port` 0) and serves through the relay; ``auto``: it does so if discovery
+    cannot connect to it; ``never``: then it does not enter the pool. Empty: discovery does not try.
     """
 
     worker_id: Id
     boot_id: Id
-    port: Annotated[int, Meta(ge=1, le=65_535)]
+    port: Annotated[int, Meta(ge=0, le=65_535)]
     slots: Annotated[int, Meta(ge=1, le=1024)]
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
@@ -189,10 +192,11 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     platform: Platform = ""
     terms: WorkerTerms = WorkerTerms()
     willing: bool = True
+    relay: Literal["", "auto", "always", "never"] = ""
 
 
 class WorkerRegistered(Message, frozen=True, kw_only=True):
-    """What a worker needs to serve."""
+    """What a worker needs to serve. `relay`: nobody can connect to it; foremen come through the relay alone."""
 
     worker_id: str
     worker_key: Digest
@@ -201,6 +205,7 @@ class WorkerRegistered(Message, frozen=True, kw_only=True):
     ttl_s: float
     capacity: int
     server_time_s: float
+    relay: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -216,12 +221,16 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 
 class HeartbeatAnswer(Message, frozen=True, kw_only=True):
-    """Which of the worker's leases are still open (all others are settled), and what it has earned so far."""
+    """Which of the worker's leases are still open (all others are settled), and what it has earned so far.
+
+    `relay`: somebody waits for it at the relay who cannot connect to it.
+    """
 
     server_time_s: float
     open_leases: list[str]
     earned: int
     balance: int
+    relay: bool = False
 
 
 # --- discovery: leases and settlements -----------------------------------------------------------
@@ -302,13 +311,19 @@ class LeasedTask(Message, frozen=True, kw_only=True):
 
 
 class AssignedWorker(Message, frozen=True, kw_only=True):
-    """Where a worker is, and its tickets of this answer."""
+    """Where a worker is, and its tickets of this answer.
+
+    `relay`: whether it also serves through the relay (``may``), or through that alone (``must``; then it has no
+    address). `relay_pass` lets the foreman through, as long as leases of this answer are open.
+    """
 
     worker_id: str
     address: str
     port: int
     slots: int
     tickets: Token
+    relay: Literal["never", "may", "must"] = "never"
+    relay_pass: Annotated[bytes, Meta(max_length=64)] = b""
 
 
 class NetworkState(Message, frozen=True, kw_only=True):
@@ -629,6 +644,49 @@ class Statement(Message, frozen=True, kw_only=True):
     before: int | None = None
 
 
+# --- discovery: the relay ------------------------------------------------------------------------
+
+
+class CallRelay(Message, frozen=True, kw_only=True):
+    """A foreman calls a worker through the relay: one part of a request (`ec262.protocol.relaying`), not looked into.
+
+    The call is answered when the worker has replied; after `wait_s` it is answered ``no-answer``.
+    """
+
+    relay_pass: Annotated[bytes, Meta(max_length=64)]
+    wait_s: Annotated[float, Meta(ge=0, le=60.0)]
+    call: Annotated[bytes, Meta(max_length=1100 * 1024)]
+
+
+class RelayReply(Message, frozen=True, kw_only=True):
+    """What the worker replied to one call."""
+
+    reply: Annotated[bytes, Meta(max_length=1100 * 1024)]
+
+
+class TakeCalls(Message, frozen=True, kw_only=True):
+    """A worker waits for calls at the relay. `received`: those that came before, and need not be sent again."""
+
+    boot_id: Id
+    wait_s: Annotated[float, Meta(ge=0, le=60.0)] = 0.0
+    received: Annotated[list[Id], Meta(max_length=256)] = []
+
+
+class RelayedCall(Message, frozen=True, kw_only=True):
+    """A call for a worker. `sender` tells foremen apart and says nothing else of them."""
+
+    call_id: str
+    sender: str
+    call: bytes
+
+
+class CallsTaken(Message, frozen=True, kw_only=True):
+    """The calls that came while the worker waited, or none; `waiting`: so many more are there already."""
+
+    calls: list[RelayedCall]
+    waiting: int = 0
+
+
 # --- worker --------------------------------------------------------------------------------------
 
 
@@ -680,6 +738,12 @@ class WorkerState(Message, frozen=True, kw_only=True):
     python: str
     running: int
     queued: int
+
+
+class Proof(Message, frozen=True, kw_only=True):
+    """Whoever answers here is the worker that registered with this boot id (`ec262.protocol.relaying.proof`)."""
+
+    proof: str
 
 
 class Cancelled(Message, frozen=True, kw_only=True):

@@ -65,13 +65,14 @@ class DiscoveryClock:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What registration gave this worker."""
+    """What registration gave this worker. `relay`: foremen come through the relay alone."""
 
     worker_id: str
     worker_key: bytes
     epoch: int
     capacity: int
     heartbeat_s: float
+    relay: bool = False
 
     def __repr__(self) -> str:
         return f"<Standing {self.worker_id} epoch={self.epoch}>"
@@ -93,8 +94,11 @@ class Registration:
     Args:
         was_pushed: whether a foreman has pushed a lease here. Discovery is told of open leases that none has, so that a
             foreman cannot keep a worker from others for nothing.
+        on_relay: called when discovery says how foremen come: through the relay alone (True), or that somebody waits
+            there (False).
 
     Attributes:
+        boot_id: drawn anew at each start.
         standing: None until discovery has answered once; then the last it gave, which holds also while the worker
             registers again.
         earned: credits of this worker in all, as discovery last said.
@@ -112,6 +116,7 @@ class Registration:
         offer: Offer,
         on_new_epoch: Callable[[], None],
         was_pushed: Callable[[str], bool],
+        on_relay: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -121,8 +126,9 @@ class Registration:
         self._offer = offer
         self._on_new_epoch = on_new_epoch
         self._was_pushed = was_pushed
+        self._on_relay = on_relay
         self._open: list[str] = []
-        self._boot_id = uuid.uuid4().hex
+        self.boot_id = uuid.uuid4().hex
         self._worker_id = ""
         self._account: Account | None = None
         self._wake = Event()
@@ -216,6 +222,11 @@ class Registration:
         if len(self._unsettled) >= EARLY_HEARTBEAT_RECEIPTS and time.monotonic() - self._asked_s > _EARLIEST_S:
             self._wake.set()
 
+    def beat_now(self) -> None:
+        """There is reason to doubt that discovery still knows this worker."""
+        if time.monotonic() - self._asked_s > _EARLIEST_S:
+            self._wake.set()
+
     # --- in a greenlet ---
 
     def _keep(self) -> None:
@@ -260,7 +271,7 @@ class Registration:
             for bundle in bundles
         ]
         unseen = [lease_id for lease_id in self._open if not self._was_pushed(lease_id)][: m.MAX_TASKS_A_REQUEST]
-        heartbeat = m.Heartbeat(boot_id=self._boot_id, willing=self._willing, receipts=tokens, unseen=unseen)
+        heartbeat = m.Heartbeat(boot_id=self.boot_id, willing=self._willing, receipts=tokens, unseen=unseen)
         answer = self._client.heartbeat(standing.worker_id, heartbeat)
         answered_s = self._answered_s = time.monotonic()
         if not bundles:  # recording receipts takes discovery a while, and then its time is not the middle's
@@ -270,6 +281,8 @@ class Registration:
             self._unsettled.mark_shown(bundles, answered_s)
         self._unsettled.settle(answer.open_leases, asked_s)
         self._open = answer.open_leases
+        if answer.relay:
+            self._on_relay(False)
         self._note_earned(answer.earned)
 
     def _note_earned(self, earned: int) -> None:
@@ -287,7 +300,7 @@ class Registration:
             self._worker_id = self._credentials.worker_id(url, account.account_id, port) if port else new_worker_id()
         body = m.RegisterWorker(
             worker_id=self._worker_id,
-            boot_id=self._boot_id,
+            boot_id=self.boot_id,
             port=self._offer.port,
             slots=self._settings.slots,
             python=f"{sys.version_info[0]}.{sys.version_info[1]}",
@@ -298,6 +311,7 @@ class Registration:
             platform=platform_family(platform.machine()),
             terms=self._terms,
             willing=self._willing,
+            relay=self._relay_wanted,
         )
         asked_s = time.monotonic()
         try:
@@ -321,12 +335,22 @@ class Registration:
             epoch=answer.epoch,
             capacity=answer.capacity,
             heartbeat_s=answer.heartbeat_s,
+            relay=answer.relay,
         )
         self.is_registered = body.terms == self._terms  # which may have changed meanwhile
+        if answer.relay:
+            if before is None or not before.relay:
+                log.info("nobody can connect to this worker: it serves through the relay of %s", url)
+            self._on_relay(True)
         if before is not None and (before.worker_key, before.epoch) != (answer.worker_key, answer.epoch):
             self._unsettled.clear()
             self._open = []
             self._on_new_epoch()
+
+    @property
+    def _relay_wanted(self) -> Literal["auto", "always", "never"]:
+        wanted: Literal["auto", "always", "never"] = self._settings.relay  # type: ignore[assignment]  # checked there
+        return wanted
 
     def _ensure_account(self) -> Account:
         if self._account is None:

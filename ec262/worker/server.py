@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 import math
 import sys
@@ -19,6 +20,7 @@ from ec262.errors import Malformed, ProblemError, SealBroken, TicketRefused
 from ec262.protocol import messages as m
 from ec262.protocol.polling import check_poll_authorization
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
+from ec262.protocol.relaying import challenge, proof
 from ec262.protocol.routes import Route, routes_of
 from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
 from ec262.responses import answer_errors, problem
@@ -55,6 +57,9 @@ class Api:
     Args:
         now_s: discovery's clock.
         give_back_unwanted: called with the job of each push that brought something.
+
+    Attributes:
+        on_call: called when discovery calls the worker to the relay.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Api:
         self._polls: dict[HeldJob, _Poll] = {}
         self._opened: OrderedDict[tuple[bytes, int, bytes], tuple[TicketBundle, dict[str, Ticket]]] = OrderedDict()
         self._leaving = False
+        self.on_call: Callable[[], None] = lambda: None
         self._python = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
     def worker_state(self) -> m.Message:
@@ -141,6 +147,18 @@ class Api:
             self._unsettled.keep(receipt, now_s)
         log.log(EVENT, "job %s was cancelled: gave back %d tasks", job.job_id[:8], len(receipts))
         return m.Cancelled(refused=len(receipts))
+
+    def prove(self, nonce: str, why: str, mac: str) -> m.Message:
+        """GET /v1/challenge/...: discovery looks whether it can connect to this worker, or calls it to the relay. Who
+        does not know the boot id, which nobody else does, finds nothing here."""
+        boot_id = self._registration.boot_id
+        if why not in ("reach", "call") or not hmac.compare_digest(
+            mac.encode(), challenge(boot_id, nonce, why).encode()
+        ):
+            raise ProblemError(404, "not-found", "there is nothing at this path")
+        if why == "call":
+            self.on_call()
+        return m.Proof(proof=proof(boot_id, nonce))
 
     def let_go(self) -> None:
         """Lets waiting polls answer at once: the worker stops."""

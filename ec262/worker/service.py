@@ -37,6 +37,7 @@ from ec262.worker.holdings import Holdings
 from ec262.worker.lease import DiscoveryClock, Offer, Registration
 from ec262.worker.metrics import metrics_app
 from ec262.worker.preferences import Watched, choose
+from ec262.worker.relay import Nowhere, RelayPolls
 from ec262.worker.remembered import Remembered
 from ec262.worker.runner import Runner
 from ec262.worker.sensors import sensors_of
@@ -121,6 +122,7 @@ class Worker:
                 offer,
                 self._start_anew,
                 self.holdings.was_pushed,
+                lambda alone: self._relay.wanted() if alone else self._relay.called(),
             )
             self._runner = Runner(
                 *(settings, self._sandbox, self.holdings, self._unsettled),
@@ -146,11 +148,18 @@ class Worker:
                 if settings.metrics_port is not None
                 else None
             )
-            self.server = Server(
-                self._api.app(),
-                settings.host or ("127.0.0.1" if is_loopback(url) else "0.0.0.0"),
-                settings.port,
-                limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
+            application = self._api.app()
+            self._relay = RelayPolls(settings, self._client, self.registration, application)
+            self._api.on_call = self._relay.called
+            self.server: Server | Nowhere = (
+                Nowhere()
+                if settings.relay == "always"
+                else Server(
+                    application,
+                    settings.host or ("127.0.0.1" if is_loopback(url) else "0.0.0.0"),
+                    settings.port,
+                    limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
+                )
             )
             offer.port = self.server.port
         except BaseException:
@@ -170,6 +179,7 @@ class Worker:
     def __enter__(self) -> Self:
         self.server.start()
         self._runner.start()
+        self._relay.start()
         self._sweeper = gevent.spawn(self._sweep)
         try:
             self._control = Control(self._home, self.server.port, self._answer_owner)
@@ -241,7 +251,9 @@ class Worker:
             self._metrics.stop(timeout_s=0.2)
         self.registration.stop()
         self._api.let_go()
-        self.server.stop(timeout_s=0.2 if self._hurry.is_set() else 2.0)
+        patience_s = 0.2 if self._hurry.is_set() else 2.0
+        self._relay.stop(patience_s)
+        self.server.stop(timeout_s=patience_s)
         self._runner.stop()
         if self._executor is not None:
             self._executor.close()
@@ -294,6 +306,7 @@ def run_worker(
     slots: int | None = None,
     sandbox: Literal["native", "none"] | None = None,
     min_price: int | None = None,
+    relay: Literal["auto", "always", "never"] | None = None,
     allow_modules: tuple[str, ...] = (),
     data_dirs: Mapping[str, str] | None = None,
     executor: JobExecutor | None = None,
@@ -315,6 +328,8 @@ def run_worker(
         slots: tasks at a time; default one a core.
         sandbox: ``native``, or ``none`` to run strangers' code unconfined.
         min_price: compute only for foremen that pay so many times the usual price; default 1.
+        relay: serve through discovery's relay: ``auto`` (default): where nobody can connect to this machine;
+            ``always``: listen nowhere; ``never``.
         allow_modules: modules that jobs may import beside the sandbox's own.
         data_dirs: shared storages that tasks may read here: name to directory or URL.
         executor: computes map tasks of programs that name it, with what is installed here.
@@ -340,6 +355,7 @@ def run_worker(
             slots=slots,
             sandbox=sandbox,
             min_price=min_price,
+            relay=relay,
             allow_modules=allow_modules or None,
             data_dirs=tuple(data_dirs.items()) if data_dirs else None,
         )

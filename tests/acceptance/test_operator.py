@@ -103,7 +103,12 @@ def test_an_operator_beside_a_running_service(service: Process, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "flags",
-    [["--address-accounts", "-1"], ["--registration", "maybe"], ["--proxy", "example.org"], ["--account-workers", "x"]],
+    [
+        ["--address-accounts", "-1"],
+        ["--registration", "maybe"],
+        ["--trusted-proxy", "example.org"],
+        ["--account-workers", "x"],
+    ],
 )
 def test_wrong_flags_of_a_service(flags: list[str], tmp_path: Path) -> None:
     done = subprocess.run(

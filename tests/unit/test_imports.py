@@ -56,21 +56,34 @@ ALLOWED: dict[str, set[str]] = {
 # Inside discovery a module imports only what stands before it: first what is decided without I/O, then the store,
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
-    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching"),
+    *("settings", "addresses", "admission", "passes", "records", "credibility", "verdict", "matching"),
     *("changes", "payments", "beliefs", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.answers"),
-    *("store.reputations", "store.accounts", "store.books", "store.store", "archive.mover", "condition", "changing"),
-    *("keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs", "openapi", "api"),
-    *("app", "upkeep", "service", "__main__"),
+    *("store.reputations", "store.accounts", "store.books", "store.channel", "store.store", "archive.mover"),
+    *("condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
+    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
+    *("openapi", "api", "app", "upkeep", "service", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
 FOREMAN_ORDER = [
-    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "unsent", "accepted", "journal"),
+    *(
+        "attempts",
+        "inflight",
+        "purse",
+        "schedule",
+        "payloads",
+        "direct",
+        "relayed",
+        "peers",
+        "records",
+        "unsent",
+        "accepted",
+        "journal",
+    ),
     *("session", "auditing", "polling", "pushing", "repeating", "settling", "resuming", "leasing", "watching"),
     *("engine", "differences", "sample", "original", "rehearsal"),
 ]
@@ -81,7 +94,8 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 
 # What decides, decides without I/O and without a clock.
 PURE = [
-    *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
+    *("discovery.addresses", "discovery.admission", "discovery.passes", "ec262.protocol.relaying"),
+    *("ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs"),

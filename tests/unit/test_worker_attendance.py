@@ -406,24 +406,25 @@ def test_lost_for_too_long_it_ends_and_not_before(discovery: Discovery, tmp_path
 def test_from_another_address_it_registers_again(make_discovery: MakeDiscovery, tmp_path: Path) -> None:
     """A machine that moved would be pushed to where it was."""
     discovery = make_discovery(heartbeat_s=0.1, ttl_s=30.0)
-    peer = ["198.51.100.7"]
+    peer = ["127.0.0.1"]
 
     def moved(environ: dict[str, Any], start: Any) -> Any:
         environ["REMOTE_ADDR"] = peer[0]
         return discovery.app(environ, start)
 
-    with Server(moved) as server, at_work(server.url, tmp_path) as worker:
+    everywhere = replace(SETTINGS, host="0.0.0.0")
+    with Server(moved) as server, at_work(server.url, tmp_path, everywhere) as worker:
         standing = worker.registration.standing
         assert standing is not None
         known = discovery.store.workers([standing.worker_id])[standing.worker_id]
-        assert known.address == "198.51.100.7"
-        peer[0] = "203.0.113.9"
+        assert known.address == "127.0.0.1"
+        peer[0] = "127.0.0.2"
         worker.registration.hurry()
 
         def address() -> str:
             return discovery.store.workers([standing.worker_id])[standing.worker_id].address
 
-        eventually(lambda: address() == "203.0.113.9", "at its new address")
+        eventually(lambda: address() == "127.0.0.2", "at its new address")
         assert worker.registration.standing == standing, "in the same epoch: what it holds is still good"
 
 

@@ -1,18 +1,19 @@
--- A worker says it is alive. Creates nothing: whoever is not registered, started anew, or is at another address now, is told
--- to register. Who wants no leases now ("away") leaves the groups of its class, and keeps what it holds. Keys as in
--- register.lua.
--- ARGV: worker, account, boot, ttl ms, "1" for away or "", address or "" (any).
--- Returns {"ok", now ms, epoch, earned, balance, open lease, ...} or {"unknown"}.
+-- A worker says it is alive. Creates nothing: whoever is not registered, started anew, or is elsewhere now, is told to
+-- register: a worker that moved has to be tried where it is now, and counted there. Of one that serves the relay alone only
+-- the neighbourhood matters. Who wants no leases now ("away") leaves the groups of its class, and keeps what it holds. Keys
+-- as in register.lua.
+-- ARGV: worker, account, boot, ttl ms, "1" for away or "", address or "" (any), neighbourhood or "" (any).
+-- Returns {"ok", now ms, epoch, earned, balance, whether somebody wants it at the relay, open lease, ...} or {"unknown"}.
 local P = '{ec}:'
 local id, key = ARGV[1], P .. 'worker:' .. ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known = redis.call('HMGET', key, 'account', 'boot', 'epoch', 'earned', 'address', 'away')
+local known = redis.call('HMGET', key, 'account', 'boot', 'epoch', 'earned', 'address', 'away', 'relay', 'near', 'called')
 local expires = redis.call('ZSCORE', P .. 'alive', id)
-if known[1] ~= ARGV[2] or known[2] ~= ARGV[3] or not expires or tonumber(expires) <= now
-    or (ARGV[6] ~= '' and known[5] ~= ARGV[6]) then
-  return {'unknown'}
-end
+if known[1] ~= ARGV[2] or known[2] ~= ARGV[3] or not expires or tonumber(expires) <= now then return {'unknown'} end
+local at, was = ARGV[6], known[5]
+if known[7] == 'must' then at, was = ARGV[7], known[8] end
+if at ~= '' and at ~= was then return {'unknown'} end
 redis.call('ZADD', P .. 'alive', now + ARGV[4], id)
 if (known[6] or '') ~= ARGV[5] then
   local away = ARGV[5] == '1'
@@ -37,6 +38,7 @@ if (known[6] or '') ~= ARGV[5] then
   end
 end
 local answer = {'ok', now, tonumber(known[3]), tonumber(known[4] or '0'),
-  tonumber(redis.call('HGET', P .. 'balances', 'account:' .. ARGV[2]) or '0')}
+  tonumber(redis.call('HGET', P .. 'balances', 'account:' .. ARGV[2]) or '0'),
+  known[7] == 'may' and now - tonumber(known[9] or '0') < 60000 and 1 or 0}
 for _, lease in ipairs(redis.call('SMEMBERS', key .. ':leases')) do answer[#answer + 1] = lease end
 return answer

@@ -3,7 +3,8 @@
 --                             class (its pool's: with "$" and what it asks, where that is more than 1), capabilities (names
 --                             of its pools, with spaces between: see records.pools_of), banned and auditor (its account's),
 --                             terms (whom it serves: records.WorkerRecord), away: 1 while it wants no leases. Then it is in
---                             none of the groups of its class, and counted in none.
+--                             none of the groups of its class, and counted in none. relay (never, may, must: see
+--                             messages.AssignedWorker), called (ms, when somebody wanted it at the relay; in no file)
 --   {ec}:class:<class>        hash: workers and slots alive; there is none while nobody is
 --   {ec}:class:<class>+<capability>  hash: the same of those that have the capability
 --   {ec}:have:<class>+<capability>   sorted set: workers alive that have it, by their slots
@@ -12,8 +13,8 @@
 --   {ec}:account:<id>:alive   set: those that are registered now
 --   {ec}:near:<neighbourhood> set: workers registered now that are in it
 -- ARGV: worker, account, address, port, slots, capacity, boot, class, ttl ms, layers, capabilities, ask, platform,
--- neighbourhood, the most (0: any number) workers of an account, ids of an account, workers of a neighbourhood; terms, and
--- "1" for away or "".
+-- neighbourhood, the most (0: any number) workers of an account, ids of an account, workers of a neighbourhood; terms, "1"
+-- for away or "", and relay.
 -- Returns {"ok", epoch, now ms, leases it no longer knows of, ...}, or {"forbidden"} (the id is another account's),
 -- {"banned"}, or {"account"}, {"ids"}, {"neighbourhood"}: which of the three has as many as it may have.
 local P = '{ec}:'
@@ -61,7 +62,7 @@ end
 local used = redis.call('SCARD', key .. ':leases')
 redis.call('HSET', key, 'account', account, 'address', ARGV[3], 'port', ARGV[4], 'slots', slots, 'capacity', capacity,
   'boot', boot, 'epoch', epoch, 'class', class, 'used', used, 'layers', ARGV[10], 'capabilities', ARGV[11],
-  'ask', ARGV[12], 'platform', ARGV[13], 'near', near, 'terms', ARGV[18])
+  'ask', ARGV[12], 'platform', ARGV[13], 'near', near, 'terms', ARGV[18], 'relay', ARGV[20])
 if marks[2] then redis.call('HSET', key, 'auditor', '1') end
 redis.call('SADD', owner .. ':workers', id)
 redis.call('SADD', owner .. ':alive', id)
