@@ -108,6 +108,7 @@ class DiscoveryClient:
         self._retry_for_s = retry_for_s
         self._turns = BoundedSemaphore(concurrency)
         self._idle: list[HTTPClient] = []
+        self._from: tuple[Any, ...] = ()
         self._closed = False
         self.account_id = ""
         self._authorization: dict[str, str] = {}
@@ -340,6 +341,10 @@ class DiscoveryClient:
         """One request and its answer, on a connection nobody else uses meanwhile: status, content type, body, and for
         how long the service wants to be left alone."""
         with self._turns:
+            if self._idle and not _is_here(self._from):
+                # The machine has moved: what is said on these connections arrives nowhere, and nobody would say so.
+                while self._idle:
+                    self._idle.pop().close()
             connection = self._idle.pop() if self._idle else self._connect()
             sound = False
             try:
@@ -381,10 +386,21 @@ class DiscoveryClient:
     def _note_address(self, connection: Any) -> None:
         # Of the connection itself, because a name may mean another address each time it is asked for.
         self.addresses.add(str(connection.getpeername()[0]))
+        self._from = connection.getsockname()
         # A line that is dead, or an address that we no longer have, is noticed while an answer is waited for.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _LIVELY:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _is_here(local: tuple[Any, ...]) -> bool:
+    """Whether this machine still has the address of a socket's near end, as ``getsockname`` gave it."""
+    try:
+        with socket.socket(socket.AF_INET if len(local) == 2 else socket.AF_INET6, socket.SOCK_DGRAM) as tried:
+            tried.bind((local[0], 0, *local[2:]))
+    except OSError:
+        return False
+    return True
 
 
 def _tls(ca_bundle: str) -> ssl.SSLContext:

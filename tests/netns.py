@@ -1,23 +1,34 @@
 """Machines for tests: network namespaces joined by virtual cables, with addresses as on the Internet.
 
-A worker's home network is a namespace of its own behind a router that lets nothing in: connections go out through a
-proxy on the router, as through a NAT, and discovery sees the router's address. No packet filter is needed for that.
+A worker's home network is a namespace of its own behind a router: the kernel translates the addresses of what goes out
+(NAT), and lets nothing in that does not answer it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.processes import ROOT, Process
 
 PORT = 26262
+_HOME, _GATEWAY = "10.1.0.2", "10.1.0.1"
+_RULES = """
+table ip home {
+  chain out { type nat hook postrouting priority srcnat; oifname "public" masquerade; }
+  chain through {
+    type filter hook forward priority filter; policy drop;
+    ct state established,related accept
+    iifname != "public" accept
+  }
+  chain into { type filter hook input priority filter; iifname "public" ct state new drop; }
+}
+"""
 
 
 class Unavailable(Exception):
@@ -35,21 +46,24 @@ class Machines:
         self.directory = directory
         self._stem = f"ec{os.getpid() % 100_000}"
         self._made: list[str] = []
-        self._cables = 0
         self.processes: list[Process] = []
-        self._others: list[subprocess.Popen[bytes]] = []
+        self._jobs: list[subprocess.Popen[str]] = []
         if sys.platform != "linux" or os.geteuid() != 0:
             raise Unavailable("network namespaces are Linux' and root's")
         if shutil.which("ip") is None:
             raise Unavailable("there is no command `ip` here (Debian: iproute2)")
+        if shutil.which("nft") is None:
+            raise Unavailable("there is no command `nft` here (Debian: nftables)")
         try:
             self._wire = self._namespace("wire")
             _ip("-n", self._wire, "link", "add", "bridge", "type", "bridge")
             _ip("-n", self._wire, "link", "set", "bridge", "up")
+            # Tells whether this kernel translates addresses, before a test has begun.
+            _run(*_within(self._wire), "nft", "-f", "-", stdin=_RULES)
         except BaseException as reason:
             self.close()
             if isinstance(reason, subprocess.CalledProcessError):
-                raise Unavailable(f"no network namespaces here: {reason.stderr.decode().strip()}") from None
+                raise Unavailable(f"no network namespaces, or no NAT, here: {reason.stderr.strip()}") from None
             raise
 
     def __enter__(self) -> Machines:
@@ -62,9 +76,9 @@ class Machines:
         """Ends what runs on the machines, and removes them."""
         for process in self.processes:
             process.kill()
-        for other in self._others:
-            other.kill()
-            other.wait()
+        for job in self._jobs:
+            job.kill()
+            job.communicate()
         for name in self._made:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         self._made.clear()
@@ -76,22 +90,16 @@ class Machines:
         _ip("-n", self._wire, "link", "set", far, "master", "bridge")
         return made
 
-    def behind_router(self, name: str, address: str, discovery: str) -> tuple[str, str]:
-        """A machine whose router has the public address; returns its namespace, and where it finds discovery."""
+    def behind_router(self, name: str, address: str) -> str:
+        """A machine whose router has the public address; returns its namespace."""
         router = self.machine(f"{name}r", address)
         home = self._namespace(name)
-        inside = self._cable(home, "home", "10.1.0.2/24", router)
-        _ip("-n", router, "addr", "add", "10.1.0.1/24", "dev", inside)
-        self._others.append(
-            subprocess.Popen(
-                [*_within(router), sys.executable, "-m", "tests.netns", "10.1.0.1", discovery],
-                stdout=subprocess.PIPE,
-                cwd=ROOT,
-            )
-        )
-        assert self._others[-1].stdout is not None
-        assert self._others[-1].stdout.readline() == b"ready\n"
-        return home, f"http://10.1.0.1:{PORT}"
+        inside = self._cable(home, "home", f"{_HOME}/24", router)
+        _ip("-n", router, "addr", "add", f"{_GATEWAY}/24", "dev", inside)
+        _ip("-n", home, "route", "add", "default", "via", _GATEWAY)
+        _run(*_within(router), "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+        _run(*_within(router), "nft", "-f", "-", stdin=_RULES)
+        return home
 
     def cut(self, name: str) -> None:
         """Pulls the cable between a machine and its router."""
@@ -106,10 +114,18 @@ class Machines:
         _ip("-n", self._stem + name, "addr", "del", f"{old}/8", "dev", "public")
         _ip("-n", self._stem + name, "addr", "add", f"{new}/8", "dev", "public")
 
-    def block(self, name: str, address: str, kind: str) -> None:
-        """Lets a machine send nothing to an address: ``unreachable``: its programs are told so; ``blackhole``: what
-        they answer does not arrive."""
+    @contextmanager
+    def blocked(self, name: str, address: str, kind: str) -> Iterator[None]:
+        """Lets a machine send nothing to an address meanwhile.
+
+        Args:
+            kind: ``unreachable``: its programs are told so; ``blackhole``: they are not.
+        """
         _ip("-n", self._stem + name, "route", "add", kind, f"{address}/32")
+        try:
+            yield
+        finally:
+            _ip("-n", self._stem + name, "route", "del", kind, f"{address}/32")
 
     def start(self, namespace: str, name: str, *arguments: str) -> Process:
         """A program of EC262 on a machine, with a home of its own."""
@@ -134,12 +150,15 @@ class Machines:
             "PYTHONPATH": str(ROOT),
             "EC262_PLAIN_HTTP": "1",
         }
-        return subprocess.Popen(
-            [*_within(namespace), sys.executable, str(path), *arguments],
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
+        self._jobs.append(
+            subprocess.Popen(
+                [*_within(namespace), sys.executable, str(path), *arguments],
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+            )
         )
+        return self._jobs[-1]
 
     def _namespace(self, name: str) -> str:
         made = self._stem + name
@@ -163,34 +182,8 @@ def _within(namespace: str) -> list[str]:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    _run("ip", *words)
 
 
-async def _pass_on(here: str, there: str) -> None:
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection(there, PORT)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-    async with await asyncio.start_server(connected, here, PORT) as server:
-        print("ready", flush=True)
-        await server.serve_forever()
-
-
-def main(arguments: list[str]) -> Any:
-    """A router's proxy: ``python -m tests.netns HERE THERE``."""
-    asyncio.run(_pass_on(*arguments))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _run(*words: str, stdin: str = "") -> None:
+    subprocess.run(words, check=True, capture_output=True, text=True, input=stdin)

@@ -93,6 +93,8 @@ class RelayPolls:
         self._received: list[str] = []
         self._known: OrderedDict[str, None] = OrderedDict()
         self._greenlets = Group()
+        self._pollers = Group()
+        self._anew = False
         self._served = Group()
         self._failing = False
 
@@ -103,12 +105,18 @@ class RelayPolls:
     def stop(self, timeout_s: float) -> None:
         """Takes no more calls; replies to those that it took, within a time."""
         self._greenlets.kill()
+        self._pollers.kill()
         self._served.join(timeout_s)
         self._served.kill()
         self._close_clients()
 
     def wanted(self) -> None:
-        """Discovery says that foremen come through the relay alone; or the worker registered, and may serve it."""
+        """Discovery says at a registration that foremen come through the relay alone.
+
+        Polls that wait do so anew: if the worker registered because its address changed, their answers would come to
+        the old one, and they would not notice for a while.
+        """
+        self._anew = True
         self._wanted.set()
 
     def called(self) -> None:
@@ -128,11 +136,13 @@ class RelayPolls:
         while True:
             self._wanted.wait()
             self._wanted.clear()
+            if self._anew:
+                self._anew = False
+                self._pollers.kill()
             if not self._due or self._polls:
                 continue
             log.log(EVENT, "serving through the relay of %s", self._base.url)
-            self._poll()
-            log.log(EVENT, "no longer serving through the relay")
+            self._pollers.spawn(self._poll)
 
     def _poll(self, *, further: bool = False) -> None:
         """Polls until it is not wanted any more; a `further` poll only as long as calls come."""
@@ -158,9 +168,11 @@ class RelayPolls:
                     self._received.append(call.call_id)
                     self._begin(call)
                 if taken.waiting and self._polls < MOST_POLLS:
-                    self._greenlets.spawn(self._poll, further=True)
+                    self._pollers.spawn(self._poll, further=True)
                 if further and not taken.calls:
                     return
+            if not further:
+                log.log(EVENT, "no longer serving through the relay")
         finally:
             self._polls -= 1
 
