@@ -64,6 +64,8 @@ class WorkerSettings:
         min_price: least that a replica is computed for, as a multiple of the usual price.
         relay: serve through discovery's relay: ``auto``: where nobody can connect to this worker; ``always``: do not
             listen at all; ``never``.
+        ca_bundle: PEM file of the authorities that discovery's certificate is believed from; empty: as the environment
+            says (``EC262_CA_BUNDLE``), else the usual ones.
         relayed_bytes: memory for parts of relayed requests and answers.
         allow_modules: modules that jobs may import beside the sandbox's own list.
         data_dirs: shared storages that tasks may read, as (name, directory or URL); in the environment
@@ -106,6 +108,7 @@ class WorkerSettings:
     sandbox: str = "native"
     min_price: int = 1
     relay: str = "auto"
+    ca_bundle: str = ""
     relayed_bytes: int = 256 * _MEBIBYTE
     allow_modules: tuple[str, ...] = ()
     data_dirs: tuple[tuple[str, str], ...] = ()

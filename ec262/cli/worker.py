@@ -142,8 +142,6 @@ def run(args: argparse.Namespace) -> int:
     from ec262.worker.preferences import choose  # noqa: PLC0415 - other commands and --help do without the servers
     from ec262.worker.service import run_worker  # noqa: PLC0415 - as above
 
-    if args.ca_bundle:
-        os.environ["EC262_CA_BUNDLE"] = args.ca_bundle
     try:
         settings, preferred, watched = choose(
             home_directory(),
@@ -153,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
             sandbox=args.sandbox,
             min_price=args.min_price,
             relay=args.relay,
+            ca_bundle=args.ca_bundle,
             allow_modules=tuple(args.allow_module) if args.allow_module else None,
             data_dirs=tuple(args.data_dir) if args.data_dir else None,
             **worker_terms.chosen(args),

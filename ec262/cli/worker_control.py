@@ -99,7 +99,8 @@ def _show(status: dict[str, Any], *, apart: bool) -> None:
         finished = ", ".join(f"{count} {kind}" for kind, count in sorted(status["finished"].items())) or "none"
         say(f"worker   {plain(status['url'], 100)}, process {status['pid']}, up {_span(status['uptime_s'])}")
         say(f"state    {_mood(status)}")
-        say(f"pool     {plain(status['discovery'], 200)} as {status['worker_id'] or '?'}, last heard {seen}")
+        way = ", through its relay" if status["relay"] else ""
+        say(f"pool     {plain(status['discovery'], 200)} as {status['worker_id'] or '?'}{way}, last heard {seen}")
         for job in jobs:
             whose = f" of account {job['account_id']}" if job["account_id"] else ""
             say(

@@ -16,7 +16,9 @@ from ec262.errors import SetupError
 
 NICENESS = 10
 """Of an installed worker, where neither its flags nor its file say: it runs beside whatever its owner does."""
-_PASSED_ON = ("EC262_DISCOVERY", "EC262_HOME", "EC262_PLAIN_HTTP", "EC262_INVITATION", "XDG_CONFIG_HOME")
+_PASSED_ON = (
+    *("EC262_DISCOVERY", "EC262_HOME", "EC262_PLAIN_HTTP", "EC262_CA_BUNDLE", "EC262_INVITATION", "XDG_CONFIG_HOME"),
+)
 _EXAMPLES = """\
 examples:
   ec262 worker install-service --discovery https://discovery.example --only-idle --only-on-mains

@@ -247,6 +247,7 @@ class Attendance:
             url=url,
             worker_id=standing.worker_id if standing is not None else "",
             discovery=discovery,
+            relay=standing is not None and standing.relay,
             connected=registration.is_registered and not registration.is_down,
             silent_s=round(registration.silent_s, 1) if standing is not None else -1.0,
             uptime_s=round(time.monotonic() - self._began_s, 1),

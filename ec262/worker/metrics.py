@@ -26,6 +26,7 @@ def _families(status: Status) -> Iterator[tuple[str, str, str, list[tuple[str, f
     yield one("slots", "gauge", "Tasks computed at a time while the worker works.", status.slots)
     yield one("willing", "gauge", "1 while the worker wants leases.", float(status.willing))
     yield one("connected", "gauge", "1 while discovery answers.", float(status.connected))
+    yield one("relayed", "gauge", "1 while foremen come through the relay alone.", float(status.relay))
     yield one("running_tasks", "gauge", "Tasks being computed.", sum(job.running for job in status.jobs))
     yield one("queued_tasks", "gauge", "Tasks taken and not started.", sum(job.queued for job in status.jobs))
     yield one("unfetched_results", "gauge", "Results not fetched yet.", sum(job.unfetched for job in status.jobs))

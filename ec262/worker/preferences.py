@@ -6,6 +6,8 @@ key                    value                                                    
 ``discovery``          URL of the service                                                  (where no flag names one)
 ``port``, ``slots``    numbers                                                             the same
 ``host``, ``sandbox``  texts                                                               the same
+``relay``              ``"auto"``, ``"always"`` or ``"never"``                             the same
+``ca_bundle``          a file                                                              the same
 ``min_price``          number                                                              the same
 ``niceness``           0 to 19                                                             the same
 ``memory``             bytes, or a text such as ``"6G"``                                   ``memory_bytes``
@@ -216,6 +218,8 @@ _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "host": ("host", _read_text),
     "slots": ("slots", _read_count),
     "sandbox": ("sandbox", _read_text),
+    "relay": ("relay", _read_text),
+    "ca_bundle": ("ca_bundle", _read_text),
     "min_price": ("min_price", _read_count),
     "niceness": ("niceness", _read_count),
     "memory": ("memory_bytes", read_size),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from ec262.config import WorkerSettings
 from ec262.discovery_client import DiscoveryClient
-from ec262.errors import EC262Error, Malformed, NetworkError, ProblemError
+from ec262.errors import EC262Error, Malformed, NetworkError, ProblemError, SetupError
 from ec262.protocol import messages as m
 from ec262.protocol.relaying import KEPT, MISSING, RelayedAnswer, RelayedRequest, Transfers, pack, unpack_request
 from ec262.protocol.routes import routes_of
@@ -50,18 +51,40 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
 
 class Nowhere:
-    """What a worker has instead of a server when it listens nowhere."""
+    """What a worker has instead of a server when it listens nowhere.
+
+    Its port is its own all the same, and nobody can connect to it: two workers that took the same one would be one to
+    discovery, and to their owner.
+
+    Attributes:
+        port: chosen by the system where 0 was asked for.
+
+    Raises:
+        SetupError: the port is taken.
+    """
 
     host = ""
-    port = 0
-    url = "no port: through the relay alone"
+    url = "no address (through the relay alone)"
+
+    def __init__(self, port: int) -> None:
+        self._held = socket.socket()
+        try:
+            self._held.bind(("127.0.0.1", port))
+        except OSError as reason:
+            self._held.close()
+            raise SetupError(
+                f"another program has port {port}, which would name this worker; choose another port, or 0 for any "
+                f"({reason.strerror})"
+            ) from None
+        self.port = int(self._held.getsockname()[1])
 
     def start(self) -> Nowhere:
         """Nothing is to be done."""
         return self
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """Nothing is to be done."""
+        """Lets the port go."""
+        self._held.close()
 
 
 class RelayPolls:

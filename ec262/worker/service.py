@@ -103,7 +103,7 @@ class Worker:
         if self._executor is not None:
             self._executor.check()
         self._unsettled = UnsettledReceipts(settings.show_receipts_after_s)
-        self._client = DiscoveryClient(url, retry_for_s=0.0)
+        self._client = DiscoveryClient(url, retry_for_s=0.0, ca_bundle=settings.ca_bundle or None)
         self._sandbox = open_sandbox(settings)
         try:
             self.grants = self._sandbox.start()
@@ -152,7 +152,7 @@ class Worker:
             self._relay = RelayPolls(settings, self._client, self.registration, application)
             self._api.on_call = self._relay.called
             self.server: Server | Nowhere = (
-                Nowhere()
+                Nowhere(settings.port)
                 if settings.relay == "always"
                 else Server(
                     application,
@@ -161,7 +161,7 @@ class Worker:
                     limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
                 )
             )
-            offer.port = self.server.port
+            offer.port = 0 if settings.relay == "always" else self.server.port
         except BaseException:
             self._sandbox.close()
             self._client.close()

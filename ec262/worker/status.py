@@ -23,6 +23,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         limits: the preferences in force, each as a text.
         finished: tasks since the start by what came of them (`protocol.receipts.Kind`).
         earned: by this worker in all; `earned_today` since midnight, `earned_since_start` since this start.
+        relay: foremen come through discovery's relay, for nobody can connect to this worker.
         silent_s: since discovery last answered; negative: it never did.
     """
 
@@ -31,6 +32,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     worker_id: str
     discovery: str
+    relay: bool
     connected: bool
     silent_s: float
     uptime_s: float

@@ -190,10 +190,11 @@ def test_the_relay_starts_anew_and_nothing_is_lost(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "machine", "address"), [("a", "ar", NAT_A), pytest.param("open", "o", OPEN, marks=pytest.mark.slow)]
+    ("worker", "machine", "address", "tasks"),
+    [("a", "ar", NAT_A, 160), pytest.param("open", "o", OPEN, 600, marks=pytest.mark.slow)],
 )
 def test_a_worker_whose_address_changes_is_back_with_its_next_heartbeat(
-    world: World, worker: str, machine: str, address: str
+    world: World, worker: str, machine: str, address: str, tasks: int
 ) -> None:
     """Its router's, or its own. It is tried at its new address, keeps what it holds, and goes on by itself."""
 
@@ -205,7 +206,7 @@ def test_a_worker_whose_address_changes_is_back_with_its_next_heartbeat(
         back_at_work(world, worker)
 
     try:
-        report = disturbed(world, disturb, 0.1, 160)
+        report = disturbed(world, disturb, 0.1, tasks)
     finally:
         world.machines.move(machine, MOVED, address)
     assert report["tasks"] <= report["spent"] <= report["paid"]

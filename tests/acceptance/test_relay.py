@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Callable
 
@@ -32,7 +34,8 @@ def test_large_inputs_and_results_go_through_in_parts(make_network: MakeNetwork)
 def test_a_worker_at_the_relay_leaves_at_once_when_it_has_nothing(make_network: MakeNetwork) -> None:
     network = make_network()
     worker = network.worker("--relay", "always")
-    assert worker.ready["port"] == 0
+    with socket.socket() as caller:
+        assert caller.connect_ex(("127.0.0.1", int(str(worker.ready["port"])))) == errno.ECONNREFUSED
     started = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - started < 10.0

@@ -148,6 +148,8 @@ port = 11300
 host = "10.0.0.1"
 slots = 2
 sandbox = "native"
+relay = "always"
+ca_bundle = "/etc/ec262/ca.pem"
 min_price = 3
 niceness = 10
 memory = "6G"
@@ -178,7 +180,8 @@ def test_the_file_says_everything_that_a_volunteer_may_choose(tmp_path: Path) ->
     settings, discovery, _ = choose(tmp_path)
     assert discovery == "https://discovery.example"
     assert settings == WorkerSettings(
-        port=11300, host="10.0.0.1", slots=2, min_price=3, niceness=10, memory_bytes=6 * 2**30, only_idle=True,
+        port=11300, host="10.0.0.1", slots=2, relay="always", ca_bundle="/etc/ec262/ca.pem", min_price=3, niceness=10,
+        memory_bytes=6 * 2**30, only_idle=True,
         idle_load=0.1, idle_after_s=300.0, only_on_mains=True, hours=("22:00-07:00", "sat-sun@00:00-24:00"),
         max_task_cpu_s=600.0, max_task_input_bytes=64 * 2**20, allow_accounts=("a" * 16,), deny_accounts=("b" * 16,),
         allow_jobs=("c" * 16,), deny_jobs=("d" * 16,), max_living_s=43_200.0, drain_s=90.0, metrics_port=9100,
