@@ -151,6 +151,7 @@ def _serve(flags: argparse.Namespace) -> int:
         heartbeat_s=flags.heartbeat,
         ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
+    tls = server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None
     over: AsyncResult = AsyncResult()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, over.set)
@@ -178,7 +179,7 @@ def _serve(flags: argparse.Namespace) -> int:
                 max_connections=MOST_CONNECTIONS,
             ),
             access_log=log if flags.verbose else None,
-            tls=server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None,
+            tls=tls,
         )
         calm_collector()
         # What waits at the relay must leave room for those who want something else.

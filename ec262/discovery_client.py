@@ -319,8 +319,11 @@ class DiscoveryClient:
                     "EC262_CA_BUNDLE"
                 ) from reason
             except _BROKEN as reason:
+                why = _plain(reason)
+                if isinstance(reason, ssl.SSLError) and "WRONG_VERSION_NUMBER" in why:
+                    why = "what answers there does not speak TLS; should it be http://?"
                 problem: NetworkError = DiscoveryUnreachable(
-                    f"discovery at {self.url} does not answer ({_plain(reason)}); is it running there?"
+                    f"discovery at {self.url} does not answer ({why}); is it running there?"
                 )
                 cause: BaseException | None = reason
             else:

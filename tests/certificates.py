@@ -50,7 +50,30 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        stem = f"{names[0]}-{certificate.serial_number:x}"
+        return self._write(names[0], certificate, key, password)
+
+    def of_itself(self, name: str) -> tuple[Path, Path]:
+        """Files with a self-signed certificate of an address, and its key; nobody stands behind it."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        alternatives = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - DAY)
+            .not_valid_after(NOW + DAY)
+            .add_extension(alternatives, critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return self._write(name, certificate, key, None)
+
+    def _write(
+        self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, password: bytes | None
+    ) -> tuple[Path, Path]:
+        stem = f"{name}-{certificate.serial_number:x}"
         files = self._directory / f"{stem}.crt", self._directory / f"{stem}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(

@@ -19,10 +19,12 @@ import discovery.reach as reach_module
 from discovery.app import Discovery
 from ec262.config import WorkerSettings
 from ec262.discovery_client import DiscoveryClient
-from ec262.errors import ProblemError
+from ec262.errors import ProblemError, SetupError
+from ec262.foreman.direct import Direct
 from ec262.protocol import messages as m
 from ec262.protocol.relaying import RelayedRequest, challenge, pack, unpack_answer
 from ec262.serving import Server
+from ec262.worker.relay import Nowhere
 from ec262.worker.service import Worker as RealWorker
 from tests.conftest import MakeDiscovery
 from tests.parties import Caller, Foreman, Problem, Worker
@@ -162,6 +164,49 @@ def test_attack_have_discovery_connect_to_its_own_proxy(make_discovery: MakeDisc
             answer = m.decode(m.WorkerRegistered, caller.raw("POST", "/v1/workers", m.encode(body), **headers).data)
             assert answer.relay
         assert victim.came == []
+
+
+METADATA = "http://169.254.169.254/latest/meta-data/"
+
+
+def test_attack_redirect_discovery_to_a_metadata_service(discovery: Discovery) -> None:
+    """Whoever is tried may answer what he likes: nobody is connected to on that word."""
+    with listening() as metadata:
+        for where in (f"http://127.0.0.1:{metadata.port}/", METADATA):
+            answer = f"HTTP/1.1 302 Found\r\nLocation: {where}\r\nContent-Length: 0\r\n\r\n".encode()
+            with listening(answer) as redirects:
+                assert worker_at(discovery, redirects.port).registered.relay
+                assert len(redirects.came) == 1
+        assert metadata.came == []
+
+
+def test_attack_redirect_a_foreman_to_a_metadata_service() -> None:
+    """By a worker that it was leased, and by a discovery that turned bad."""
+    with listening() as metadata:
+        where = f"http://127.0.0.1:{metadata.port}/"
+        answer = f"HTTP/1.1 307 Found\r\nLocation: {where}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        with listening(answer.encode()) as redirects:
+            way = Direct("127.0.0.1", redirects.port, 0.1)
+            assert way.exchange("GET", "/v1/jobs/x/results", b"", {}, 0.0)[0] == 307
+            way.close()
+            url = f"http://127.0.0.1:{redirects.port}"
+            with DiscoveryClient(url, retry_for_s=0.0) as client, pytest.raises(ProblemError):
+                client.health()
+        assert metadata.came == []
+
+
+def test_attack_dns_rebinding(server: Server) -> None:
+    """A service whose name means a public address first, and this machine then, may name nothing nearer than before;
+    and a worker's address is one in numbers, which nobody has to look up."""
+    with DiscoveryClient(server.url) as client:
+        client.health()
+        assert client.addresses == {"127.0.0.1"}
+        assert not client.refuses("127.0.0.1"), "discovery is on this machine itself"
+        client.addresses.add("93.184.215.14")  # the connection before went there
+        assert client.refuses("127.0.0.1")
+        assert client.refuses("192.168.1.1")
+        for name in ("localhost", "rebind.attacker.example", "0x7f.1", "2130706433", "127.1", "169.254.169.254"):
+            assert client.refuses(name)
 
 
 def test_attack_try_very_often(discovery: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +374,16 @@ def lease_any(foreman: Foreman) -> m.Leased:
 
 
 def test_settings_know_three_ways() -> None:
-    with pytest.raises(Exception, match="auto, always or never"):
+    with pytest.raises(SetupError, match="auto, always or never"):
         WorkerSettings(relay="sometimes")
-    assert issubclass(ProblemError, Exception)
+
+
+def test_two_workers_that_listen_nowhere_are_two() -> None:
+    """The port names a worker, to discovery and to its owner."""
+    first = Nowhere(0)
+    with pytest.raises(SetupError, match=f"port {first.port}"):
+        Nowhere(first.port)
+    with pytest.raises(SetupError):
+        Server(lambda environ, start_response: [], "0.0.0.0", first.port)
+    first.stop()
+    Nowhere(first.port).stop()

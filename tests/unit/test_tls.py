@@ -103,6 +103,26 @@ def test_attack_a_certificate_that_is_over(authority: Authority) -> None:
         healthy(server, authority.bundle)
 
 
+def test_attack_a_certificate_of_nobody_but_itself(authority: Authority, tmp_path: Path) -> None:
+    """Anybody between can make such a one: it is refused, and the message says what to do if it is one's own."""
+    alone = Authority(tmp_path, "127.0.0.1")
+    certificate, key = alone.of_itself("127.0.0.1")
+    with running(certificate, key) as server:
+        for bundle in (authority.bundle, ""):
+            with pytest.raises(DiscoveryUnreachable, match=r"self-signed certificate.*EC262_CA_BUNDLE"):
+                healthy(server, bundle)
+        healthy(server, certificate)  # its owner has named it
+
+
+def test_https_to_a_service_without_it_is_said() -> None:
+    with (
+        Server(lambda environ, start_response: []) as server,
+        DiscoveryClient(server.url.replace("http", "https"), retry_for_s=0.0) as client,
+        pytest.raises(DiscoveryUnreachable, match="does not speak TLS"),
+    ):
+        client.health()
+
+
 def test_the_environment_names_the_authority(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EC262_CA_BUNDLE", str(authority.bundle))
     with running(*authority.issue("127.0.0.1")) as server, DiscoveryClient(server.url, retry_for_s=0.0) as client:
