@@ -11,7 +11,7 @@ from discovery.records import ReplicaRecord, TaskRecord
 from discovery.verdict import Answer, Voice, belief, lessons
 from ec262.protocol.states import ReplicaState, TaskEvent, TaskState, advance_task
 
-VOICED = frozenset({ReplicaState.REPORTED, ReplicaState.PAID, ReplicaState.DISSENTED})
+VOICED = frozenset({ReplicaState.REPORTED, ReplicaState.PAID, ReplicaState.DISSENTED, ReplicaState.RECLAIMED})
 """States of replicas whose answers count towards a verdict."""
 
 

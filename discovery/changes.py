@@ -26,6 +26,7 @@ class JobChanges:
         effort: effort fees with a cap, by account.
         undelivered: results that the foreman says did not arrive, by worker.
         held: hold fees that its foreman paid for leases which an account's workers were never pushed, by account.
+        back: pay of convicted workers that went back to its foreman, by worker.
         accepted: tasks to be remembered until it closes.
         recompute: tasks to be computed again.
     """
@@ -36,6 +37,7 @@ class JobChanges:
     effort: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     undelivered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    back: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     accepted: list[str] = field(default_factory=list)
     recompute: list[str] = field(default_factory=list)
 

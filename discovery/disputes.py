@@ -15,6 +15,7 @@ from discovery.changes import Changes
 from discovery.changing import ATTEMPTS, fingerprints, note_changed
 from discovery.credibility import lost_dispute
 from discovery.leasing import Leasing
+from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, split_lease
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
@@ -76,6 +77,7 @@ class Disputes:
                 refund = rules.lose_dispute(record, number, now_ms, lost_dispute(), view, changes)
                 if not opened_by_anybody(record) or not holds(record, view):
                     overturn(record, view, changes)
+                    reclaim(record, view, now_ms, changes)
             else:
                 spendable = self._store.accounts.record(account_id).balance - view.unvested
                 fee = min(self._settings.dispute_fee, max(0, spendable))

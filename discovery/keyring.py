@@ -89,9 +89,10 @@ class Keyring:
                 changed = True
             if changed:
                 self._write({"master": master, "wrapping": {str(n): key.hex() for n, key in wrapping.items()}})
-        self.master = bytes.fromhex(master)
-        self._wrapping = wrapping
-        self._extracted = {}
+            # While the lock is held: what another thread read before must not take the place of what was drawn since.
+            self.master = bytes.fromhex(master)
+            self._wrapping = wrapping
+            self._extracted = {}
 
     def _read(self) -> dict[str, Any]:
         try:

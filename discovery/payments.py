@@ -50,6 +50,18 @@ def pay(task: TaskRecord, number: int, amount: int, now_ms: int, terms: Terms, c
         changes.vesting[replica.worker_account, replica.vests_ms] += amount
 
 
+def pay_back(task: TaskRecord, replica: ReplicaRecord, now_ms: int, changes: Changes) -> int:
+    """Moves a paid replica's pay back to its foreman, unless it has vested; returns how much that is."""
+    if now_ms >= replica.vests_ms:
+        return 0
+    changes.move(f"account:{replica.worker_account}", f"account:{task.account_id}", replica.price)
+    changes.counts[f"account:{replica.worker_account}", "earned"] -= replica.price
+    changes.counts[f"worker:{replica.worker_id}", "earned"] -= replica.price
+    changes.counts[f"account:{task.account_id}", "spent"] -= replica.price
+    changes.vesting[replica.worker_account, replica.vests_ms] -= replica.price
+    return replica.price
+
+
 def compensate(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Changes) -> None:
     """Pays the effort fee for an answer of which nothing was decided, and gives the rest back."""
     replica = task.replicas[number]

@@ -19,7 +19,7 @@ from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m
 from ec262.protocol.keys import TaskKeys
-from ec262.protocol.receipts import Receipt, open_receipts
+from ec262.protocol.receipts import Kind, Receipt, open_receipts
 from ec262.protocol.states import ReplicaState, TaskState
 
 SWEEP_BATCH = BATCH
@@ -114,7 +114,8 @@ class Settlement:
             self._trust.hush(job, view)
             if changes.accuses:
                 self._trust.review()
-            return self._answer(job, decide, records, added, _refused(bad), _late(shown, records, decide), view)
+            late, refusals = _late(shown, records, decide), _refusals(shown, records)
+            return self._answer(job, decide, records, added, _refused(bad), refusals, late, view)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
@@ -331,6 +332,7 @@ class Settlement:
         records: dict[str, TaskRecord],
         added: dict[str, list[tuple[int, WorkerRecord]]],
         refused: list[m.RefusedReceipts],
+        refusals: list[m.Refusal],
         late: list[m.LateReplica],
         view: View,
     ) -> m.Settled:
@@ -368,6 +370,7 @@ class Settlement:
             workers=self._leasing.assigned_workers(*job, leases, workers),
             late=late,
             refused_receipts=refused,
+            refusals=refusals,
             balance=self._store.accounts.record(job[0]).balance,
             recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
             clarity=clarity(view.noise),
@@ -394,6 +397,20 @@ def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequ
             paid = replica.state is ReplicaState.PAID
             late.append(m.LateReplica(lease_id=item.receipt.lease_id, worker_id=item.worker_id, paid=paid))
     return late
+
+
+def _refusals(shown: Sequence[_Shown], records: dict[str, TaskRecord]) -> list[m.Refusal]:
+    """Why workers refused replicas, for the foreman: it cannot open their receipts."""
+    refusals = []
+    for item in shown:
+        record = records.get(item.task_id)
+        if item.receipt.kind is not Kind.REFUSED or record is None or not 0 <= item.number < len(record.replicas):
+            continue
+        replica = record.replicas[item.number]
+        if replica.worker_id == item.worker_id and replica.state is ReplicaState.REFUSED:
+            reason = item.receipt.reason[: m.MAX_REASON]
+            refusals.append(m.Refusal(lease_id=item.receipt.lease_id, worker_id=item.worker_id, reason=reason))
+    return refusals[: m.MAX_TASKS_A_REQUEST]
 
 
 def _accepted(record: TaskRecord, keyed: TaskKeys) -> m.TaskVerdict:

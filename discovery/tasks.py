@@ -14,7 +14,7 @@ from collections import Counter
 from discovery.beliefs import teach, teach_late, unlearn, voices_of
 from discovery.changes import NEVER, Changes, Terms, View
 from discovery.credibility import Tally, chance_of, credibility, established
-from discovery.payments import compensate, effort_fee, judge, price_for, refund
+from discovery.payments import compensate, effort_fee, judge, pay_back, price_for, refund
 from discovery.records import ReplicaRecord, TaskRecord, WorkerRecord
 from discovery.verdict import Accepted, Answer, More, Pending, Undecided, Verdict, decide, decide_credible
 from ec262.protocol.receipts import Kind, Receipt, tokens_digest
@@ -354,14 +354,7 @@ def lose_dispute(task: TaskRecord, number: int, now_ms: int, lost: Tally, view: 
     replica.disputed = "upheld"
     if replica.worker_account != task.account_id:
         changes.learn(replica.worker_id, view.party, lost)
-    if now_ms >= replica.vests_ms:
-        return 0
-    changes.move(f"account:{replica.worker_account}", f"account:{task.account_id}", replica.price)
-    changes.counts[f"account:{replica.worker_account}", "earned"] -= replica.price
-    changes.counts[f"worker:{replica.worker_id}", "earned"] -= replica.price
-    changes.counts[f"account:{task.account_id}", "spent"] -= replica.price
-    changes.vesting[replica.worker_account, replica.vests_ms] -= replica.price
-    return replica.price
+    return pay_back(task, replica, now_ms, changes)
 
 
 def refuse_dispute(task: TaskRecord, number: int, fee: int, changes: Changes) -> None:

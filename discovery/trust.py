@@ -15,6 +15,7 @@ from discovery.changes import Changes, Terms, View
 from discovery.changing import BATCH, change
 from discovery.credibility import Tally, clarity, convicted, credibility, established, unwelcome
 from discovery.keyring import Keyring
+from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
@@ -103,7 +104,8 @@ class Trust:
             pass
 
     def backtrack(self, job: Job) -> None:
-        """Looks through a job after somebody was banned: what rested on the banned alone is to be computed again."""
+        """Looks through a job after somebody was banned: what rested on the banned alone is to be computed again, and
+        what they were paid for it goes back."""
         self._store.reputations.backtracked(job)
 
         def reconsider(records: dict[str, TaskRecord], now_ms: int, changes: Changes) -> None:
@@ -112,6 +114,7 @@ class Trust:
                 view = views[record.account_id, record.job_id]
                 if beliefs.settled_answers(record) and beliefs.rests_on_banned(record, view):
                     beliefs.reconsider(record, view, changes)
+                reclaim(record, view, now_ms, changes)
 
         found = self._store.reputations.remembered(job)
         for start in range(0, len(found), BATCH):
@@ -170,6 +173,7 @@ class Trust:
                     unknown.append(task_id)
                 elif not beliefs.holds(record, views[job]):
                     beliefs.overturn(record, views[job], changes)
+                    reclaim(record, views[job], now_ms, changes)
                     again.append(task_id)
 
         wanted = list(dict.fromkeys(asked.tasks))
@@ -179,10 +183,11 @@ class Trust:
         if done.accuses:
             self.review()
         again += [task_id for task_id in reputations.recompute(job, m.MAX_TASKS_A_REQUEST) if task_id not in set(again)]
+        refunded = [m.Refund(worker_id=each, amount=back) for each, back in reputations.refunded(job).items()]
         closed = asked.closing and not again and not unknown and not reputations.to_backtrack(job)
         if closed:
             reputations.close(job)
-        return m.Audited(recompute=again, unknown=unknown, closed=closed)
+        return m.Audited(recompute=again, unknown=unknown, closed=closed, refunded=refunded)
 
     # --- inside ---
 

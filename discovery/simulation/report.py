@@ -58,6 +58,8 @@ def rule_of(policy: str) -> Callable[[random.Random], Rule]:
     copies = re.fullmatch(r"([1-9][0-9]?)/([1-9][0-9]?)", policy)
     if copies is not None:
         redundancy, quorum = int(copies[1]), int(copies[2])
+        if quorum > redundancy:
+            raise ValueError(f"{policy}: of {redundancy} replicas no {quorum} can agree")
         return lambda chance: Quorum(redundancy, quorum)
     sure = re.fullmatch(r"(0\.[0-9]+)(?::(0?\.[0-9]+|1|0))?", policy)
     if sure is None or not 0.5 <= float(sure[1]) < 1:

@@ -12,7 +12,9 @@ class Conflict(Exception):
     """A commit was refused because others changed the same things; load again and decide again.
 
     Attributes:
-        what: ``stale`` (a task changed), ``repeated`` (idempotency key known), ``credits``, ``worker``.
+        what: ``stale`` (a task changed), ``repeated`` (idempotency key known), ``credits``, ``worker``, ``vesting``
+            (pay vested that was to be taken back), ``hushed`` (a job was found out before), ``held`` (hold fees would
+            be more than they may be).
     """
 
     def __init__(self, what: str, which: Sequence[str]) -> None:

@@ -238,7 +238,7 @@ class Reputations:
         """Forgets what is known of a job beside the records of its tasks; of these `task_ids` are not kept any more."""
         key = _key(job)
         pipeline = self._redis.pipeline(transaction=True)
-        names = ("compared", "differed", "doubts", "effort", "undelivered", "held", "recompute")
+        names = ("compared", "differed", "doubts", "effort", "undelivered", "held", "back", "recompute")
         pipeline.delete(key, *(f"{key}:{name}" for name in names))
         for start in range(0, len(task_ids), 1000):
             pipeline.srem(f"{key}:tasks", *task_ids[start : start + 1000])
@@ -254,6 +254,11 @@ class Reputations:
             gained = Tally(doubts=int(value)) if what == "d" else Tally(words=int(value))
             tallies[worker_id] = tallies.get(worker_id, Tally()).plus(gained)
         return tallies
+
+    def refunded(self, job: Job) -> dict[str, int]:
+        """Pay of convicted workers that went back to a job's foreman, by worker."""
+        found: Any = self._redis.hgetall(f"{_key(job)}:back")
+        return {worker_id.decode(): int(amount) for worker_id, amount in found.items()}
 
     # --- vesting ---
 

@@ -348,7 +348,8 @@ class Store:
                         (
                             *(f"{account}:{job}", sum(each.compared.values())),
                             *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(_flat(each.undelivered), each.accepted, each.recompute, _flat(each.held)),
+                            *(_flat(each.undelivered), each.accepted, each.recompute),
+                            *(_flat(each.held), _flat(each.back)),
                         )
                         for (account, job), each in changes.jobs.items()
                     ],

@@ -358,6 +358,7 @@ class NetworkBackend(Backend):
                 bytes_out=tally.bytes_out,
                 credits_spent=tally.credits_spent,
                 earned=dict(tally.earned),
+                dissenters=set(tally.dissenters),
                 believed=tally.believed,
             )
 
@@ -386,7 +387,7 @@ class NetworkBackend(Backend):
         for worker_id, credits in engine.earned.items():
             earned[worker_id] = earned.get(worker_id, 0) + credits
         tally.earned = earned
-        tally.dissenters |= engine.dissenters
+        tally.dissenters = before.dissenters | engine.dissenters
         tally.believed = before.believed.plus(
             Believed(
                 tasks=facts.answers.tasks,

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ec262 {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     commands.add_parser("discovery", help="run a discovery service", add_help=False)
     run.add_parser(commands)
     collect.add_parser(commands)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_parser(commands)
     flags, rest = parser.parse_known_args(given)
     if rest and (not hasattr(flags, "words") or any(each.startswith("-") and each != "-" for each in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands.choices[flags.command].error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         flags.words += rest  # argparse takes words before the first flag alone
     try:

@@ -145,7 +145,8 @@ def run_verify(flags: argparse.Namespace) -> int:
         told = {name: getattr(audit, name) for name in audit.__slots__}
         print(json.dumps({"clean": not audit.faults, **told}, indent=2))
         return 1 if audit.faults else 0
-    print(f"{audit.movements} movements; minted {audit.minted}, burnt {audit.burnt}")
+    read = " could be read" if audit.faults else ""
+    print(f"{audit.movements} movements{read}; minted {audit.minted}, burnt {audit.burnt}")
     print(f"on accounts {audit.accounts}, in escrow {audit.escrow}")
     if audit.blocks:
         print(f"{audit.blocks} blocks on disk; to compare later: --anchor {audit.blocks}:{audit.digest}")

@@ -88,6 +88,7 @@ def run(flags: argparse.Namespace) -> int:
     from discovery.simulation.report import POLICIES, summary, table  # noqa: PLC0415 - --help does without
 
     if flags.plot is not None:
+        _require_writable(flags.plot)
         _require_matplotlib()
     setup = setup_of(flags)
     seeds = range(flags.seed, flags.seed + flags.seeds)
@@ -151,6 +152,20 @@ def _plot(shown: list[Any], path: Path, title: str) -> None:
     except (OSError, ValueError) as reason:
         raise SetupError(f"--plot {path}: {reason}") from None
     print(f"written: {path}", file=sys.stderr)
+
+
+def _require_writable(path: Path) -> None:
+    """Says what is wrong with the picture's place before minutes are spent on what it shows.
+
+    Raises:
+        SetupError: nothing can be written there.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise SetupError(f"--plot {path}: pictures are .png or .svg")
+    if path.is_dir():
+        raise SetupError(f"--plot {path}: this is a directory")
+    if not path.parent.is_dir():
+        raise SetupError(f"--plot {path}: there is no such directory")
 
 
 def _policy(text: str) -> str:

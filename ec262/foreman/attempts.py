@@ -72,6 +72,7 @@ class Task:
         again: the accepted task that this one computes anew: discovery no longer believes it, or its bytes were junk.
         redone: it computes anew what the job had a result of; its place in a journal is another than the first's.
         commitment: of the result that was accepted.
+        refusal: who refused it last, and why, for a person.
     """
 
     number: int
@@ -101,6 +102,7 @@ class Task:
     again: str = ""
     redone: bool = False
     commitment: bytes = b""
+    refusal: str = ""
 
     @property
     def any_out(self) -> bool:

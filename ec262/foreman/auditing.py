@@ -46,8 +46,10 @@ class Auditing:
             answer = self._ask(m.AuditTasks(job_id=self._session.job_id, tasks=ids, closing=close, heard=heard))
             accepted.audited(ids)
             accepted.heard(heard)
-            accepted.recall(answer.recompute)
+            self._session.recall(answer.recompute)
             accepted.unknown(answer.unknown)
+            for refund in answer.refunded:
+                self._session.purse.reclaimed(refund.worker_id, refund.amount)
             if answer.closed:
                 self._session.closed = True
                 if self._session.journal is not None:

@@ -109,7 +109,6 @@ class Engine:
     Attributes:
         job_id: the job's id.
         schedule: the phase that runs.
-        dissenters: workers that others outvoted, or whose receipts name other bytes than they delivered.
     """
 
     def __init__(
@@ -140,7 +139,6 @@ class Engine:
             program=program,
             changed=changed,
         )
-        self.dissenters = self._session.dissenters
         self._polling = Polling(self._session)
         pushing = Pushing(self._session, self._polling)
         self._settling = Settling(self._session, pushing)
@@ -277,6 +275,11 @@ class Engine:
     def earned(self) -> dict[str, int]:
         """Credits paid, by worker."""
         return dict(self._purse.earned)
+
+    @property
+    def dissenters(self) -> set[str]:
+        """Workers that others outvoted, or whose receipts name other bytes than they delivered."""
+        return self._session.dissent.workers
 
     def facts(self) -> Facts:
         """The engine at this moment. May be called in another thread."""

@@ -105,9 +105,9 @@ def open_result(verdict: m.TaskVerdict, result_key: bytes, tokens: Sequence[byte
     agreed = ("limit",) if verdict.kind is Kind.LIMIT else ("type", "line")
     if failure_commitment(verdict.kind, *(str(facts.get(name, "")) for name in agreed)) != verdict.commitment:
         raise Malformed("the failure is not the one its worker committed to")
-    error_type = _text(facts.get("type", ""))
-    text = f"{describe(task)}: {error_type}: {_text(facts.get('message', ''))}"
-    remote = _text(facts.get("traceback", ""))
+    error_type = printable(facts.get("type", ""))
+    text = f"{describe(task)}: {error_type}: {printable(facts.get('message', ''))}"
+    remote = printable(facts.get("traceback", ""))
     if remote:
         text += f"\n\nOn the worker:\n{remote}"
     if verdict.kind is Kind.LIMIT:
@@ -140,7 +140,7 @@ def describe(task: Task) -> str:
     return label or f"{task.phase} task {task.number}"
 
 
-def _text(thing: Any) -> str:
+def printable(thing: Any) -> str:
     """Text from a stranger for a terminal: no control characters but line ends, of a bearable length."""
     text = str(thing)[:TEXT_CHARACTERS]
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

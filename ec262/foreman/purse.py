@@ -30,6 +30,7 @@ class Purse:
         self.reserved = 0
         self.balance: int | None = None
         self._leases: dict[str, tuple[int, float]] = {}
+        self._reclaimed: dict[str, int] = {}
 
     def affordable(self, replicas: int, most: int) -> int:
         """How many tasks of so many replicas each stay within the limit; at most `most`."""
@@ -70,6 +71,13 @@ class Purse:
         """Pay came back after a dispute; negative: a fee for one that was lost."""
         self.spent -= amount
         self.earned[worker_id] = self.earned.get(worker_id, 0) - amount
+
+    def reclaimed(self, worker_id: str, total: int) -> None:
+        """So much of a convicted worker's pay has come back by now; it is told again and again."""
+        more = total - self._reclaimed.get(worker_id, 0)
+        if more > 0:  # what discovery forgot of a job that was silent for long has come back all the same
+            self.took_back(worker_id, more)
+            self._reclaimed[worker_id] = total
 
     def returned(self, lease_id: str) -> None:
         """A replica's price came back."""

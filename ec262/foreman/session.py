@@ -14,6 +14,7 @@ from ec262.discovery_client import DiscoveryClient
 from ec262.errors import EC262Error, JobFailed
 from ec262.foreman.accepted import Accepted
 from ec262.foreman.attempts import Answers, DisputedResult
+from ec262.foreman.dissent import Dissent
 from ec262.foreman.journal import Journal
 from ec262.foreman.payloads import check_fits, describe, input_digest, seal_pieces
 from ec262.foreman.peers import PeerClient
@@ -84,7 +85,7 @@ class Session:
         self.receipts: list[m.SealedReceipts] = []
         self.lost: list[str] = []
         self.unsure: dict[str, str] = {}
-        self.dissenters: set[str] = set()
+        self.dissent = Dissent()
         self.leasing = self.pushing = 0
         self.settling = False
         self.closing = False
@@ -230,7 +231,7 @@ class Session:
         if not gone:
             return
         log.warning("worker %s: its receipts for %d tasks do not count: %s", worker_id, len(gone), why)
-        self.dissenters.add(worker_id)
+        self.dissent.wrong([worker_id])
         for task, _ in gone:
             task.shunned.add(worker_id)
         self._do_without(worker_id, gone, "gave no receipt that counts", started=True)
@@ -330,10 +331,15 @@ class Session:
         """Remembers by what the task's result is known to discovery, until the job closes."""
         record = Kept(task.phase, task.number, task.digest, task_id, task.commitment)
         if task.again:
-            self.accepted.recall([task.again])
+            self.recall([task.again])
         self.accepted.add(record)
         if self.journal is not None:
             self.journal.kept(record)
+
+    def recall(self, task_ids: Sequence[str]) -> None:
+        """What was accepted of these no longer holds."""
+        self.accepted.recall(task_ids)
+        self.dissent.overturned(task_ids)
 
     def _free(self, task: Task) -> None:
         """Nothing more is put aside for the task."""

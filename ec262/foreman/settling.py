@@ -10,7 +10,7 @@ import msgspec
 
 from ec262.errors import JobFailed, Malformed, NetworkError, NoWorkers, ProblemError, SealBroken, TaskFailed
 from ec262.foreman.attempts import DisputedResult
-from ec262.foreman.payloads import describe, dispute_of, open_result
+from ec262.foreman.payloads import describe, dispute_of, open_result, printable
 from ec262.foreman.pushing import Pairs, Pushing
 from ec262.foreman.records import last_of
 from ec262.foreman.schedule import Replica, Task
@@ -110,7 +110,7 @@ class Settling:
             if wrong == OTHER_BYTES:
                 continue  # the dispute says so
             log.warning("worker %s: its result of %s was accepted and paid, but %s", worker_id, describe(task), wrong)
-        session.dissenters.update(liars)
+        session.dissent.wrong(liars)
         task.shunned.update(liars)
         self._pushing.forget_withheld(task)
         again = task.task_id if self._dispute(task, junk) and session.policy.confidence else ""
@@ -164,12 +164,14 @@ class Settling:
         session.purse.balance = settled.balance
         session.accepted.heard(heard)
         if settled.recompute:
-            session.accepted.recall(settled.recompute)
+            session.recall(settled.recompute)
         if settled.clarity < session.answers.clarity:
             self._note_clarity(settled.clarity)
         for worker in settled.workers:
             session.know(worker)
         self._book(settled)
+        if settled.refusals:
+            self._note_refusals(due, settled.refusals)
         pairs: Pairs = []
         pending = []
         for task, task_id, verdict in zip(due, ids, settled.tasks, strict=True):
@@ -195,6 +197,14 @@ class Settling:
             session.reject(bundle.worker_id, refused.leases, refused.reason)
         self._pushing.push(pairs, settled.workers)
         self._wait_for_workers([task for task in pending if not task.any_out])
+
+    def _note_refusals(self, due: list[Task], refusals: list[m.Refusal]) -> None:
+        tasks = {lease_id: task for task in due for lease_id in task.replicas}
+        for refusal in refusals:
+            task = tasks.get(refusal.lease_id)
+            if task is not None:
+                task.refusal = f"; worker {refusal.worker_id} refused it: {printable(refusal.reason)}"
+                log.warning("%s%s", describe(task), task.refusal)
 
     def _note_clarity(self, clarity: float) -> None:
         answers = self._session.answers
@@ -239,14 +249,14 @@ class Settling:
         session = self._session
         paid = [(key.lease_id, key.worker_id) for verdict in settled.tasks for key in verdict.keys]
         for verdict in settled.tasks:
-            session.dissenters.update(verdict.dissenters)
+            session.dissent.outvoted(verdict.task_id, verdict.dissenters)
         for replica in settled.late:
             session.answers.given += 1
             session.answers.dissents += not replica.paid
             if replica.paid:
                 paid.append((replica.lease_id, replica.worker_id))
             else:
-                session.dissenters.add(replica.worker_id)
+                session.dissent.outvoted(replica.lease_id.partition(".")[0], [replica.worker_id])
                 session.purse.returned(replica.lease_id)
         fresh = [(*pair, price) for pair in paid if (price := session.purse.paid(*pair))]
         if session.journal is not None and fresh:
@@ -267,7 +277,7 @@ class Settling:
                     f"{answered} workers computed {describe(task)} and too few agree, and no other is free to be "
                     "asked: the program looks nondeterministic (time, chance, set order), unless workers lie"
                 )
-                session.fail_task(task, JobFailed(text))
+                session.fail_task(task, JobFailed(text + task.refusal))
             elif believed and now - task.stuck_s > patience_s:
                 text = (
                     f"{answered} workers computed {describe(task)}, and what they say is not believed with "
@@ -276,13 +286,13 @@ class Settling:
                     "workers, or ask for less; if they do not agree the program is nondeterministic, or workers lie "
                     f"(ec262 explain {task.task_id})"
                 )
-                session.fail_task(task, NoWorkers(text))
+                session.fail_task(task, NoWorkers(text + task.refusal))
             elif now - task.stuck_s > patience_s:
                 text = (
                     f"{describe(task)} needs one more worker that has not had it yet, and none came free in "
                     f"{patience_s:g} s: start more workers, or ask for less redundancy"
                 )
-                session.fail_task(task, NoWorkers(text))
+                session.fail_task(task, NoWorkers(text + task.refusal))
             else:
                 again.append(task)
         if again:

@@ -56,7 +56,8 @@ class Report:
     Attributes:
         credits_spent: paid to workers, in all.
         earned: credits by worker id.
-        dissenters: workers that others outvoted, or whose receipts name other bytes than they delivered.
+        dissenters: workers that others outvoted, or whose receipts name other bytes than they delivered. To differ from
+            a result that was overturned later is no dissent.
         balance_before, balance_after: what the paying account had, as discovery says. They differ by
             `credits_spent` where the account had no other jobs and nothing is in escrow still.
         counters: what the program counted.

@@ -43,6 +43,7 @@ MAX_TASKS_A_REQUEST = 1000
 MAX_RECEIPT_TOKENS = 1000
 MAX_ARRIVED = 20_000
 """Results that arrive with one bundle of receipts."""
+MAX_REASON = 300
 MAX_CAPABILITIES = 16
 MAX_NAMED = 16
 """Accounts, and jobs, that a worker allows, and that it denies: discovery looks at them for each lease."""
@@ -427,18 +428,28 @@ class RefusedReceipts(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class Refusal(Message, frozen=True, kw_only=True):
+    """A worker refused a replica, and why: its own words, cut to `MAX_REASON` characters."""
+
+    lease_id: str
+    worker_id: str
+    reason: str
+
+
 class Settled(Message, frozen=True, kw_only=True):
     """Verdicts in the order asked for, each task once, and the workers of those that say ``more``.
 
-    `late` tells of receipts shown for tasks that were accepted before and are not among those asked for. `recompute`
-    names accepted tasks of this job that no longer hold, until they are `heard`. `clarity` below 0.5: answers in this
-    job differ as if its program were not deterministic, and its dissents cost nobody reputation.
+    `refusals` tells what refusal receipts shown now say, which the foreman cannot open itself. `late` tells of receipts
+    shown for tasks that were accepted before and are not among those asked for. `recompute` names accepted tasks of
+    this job that no longer hold, until they are `heard`. `clarity` below 0.5: answers in this job differ as if its
+    program were not deterministic, and its dissents cost nobody reputation.
     """
 
     tasks: list[TaskVerdict]
     late: list[LateReplica] = []
     workers: list[AssignedWorker]
     refused_receipts: list[RefusedReceipts]
+    refusals: list[Refusal] = []
     balance: int
     recompute: list[str] = []
     clarity: float = 1.0
@@ -453,16 +464,24 @@ class AuditTasks(Message, frozen=True, kw_only=True):
     heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
+class Refund(Message, frozen=True, kw_only=True):
+    """Pay of a worker that was convicted, and went back."""
+
+    worker_id: str
+    amount: int
+
+
 class Audited(Message, frozen=True, kw_only=True):
     """Tasks to compute again: those that no longer hold, and those of which nothing is `unknown` here.
 
     `closed`: the job is over, and discovery forgets what its results rested on. It is not closed while anything is to
-    be computed again.
+    be computed again. `refunded`: all that went back to the job's account so far because workers were convicted.
     """
 
     recompute: list[str]
     unknown: list[str]
     closed: bool = False
+    refunded: list[Refund] = []
 
 
 class ShownToken(Message, frozen=True, kw_only=True):

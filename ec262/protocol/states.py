@@ -31,6 +31,8 @@ class ReplicaState(StrEnum):
     """reported, but nothing was decided; the effort fee went to the worker, the rest of the escrow back"""
     FORFEITED = "forfeited"
     """was paid for other bytes than it had committed itself to; what had not vested of the pay went back"""
+    RECLAIMED = "reclaimed"
+    """was paid; its worker was banned and the task is computed again: the pay, which had not vested, went back"""
 
 
 class ReplicaEvent(StrEnum):
@@ -47,6 +49,7 @@ class ReplicaEvent(StrEnum):
     WORKER_RESTARTED = "worker restarted"
     NEVER_PUSHED = "never pushed"
     DISPUTE_LOST = "dispute lost"
+    PAY_RECLAIMED = "pay reclaimed"
 
 
 class TaskState(StrEnum):
@@ -99,6 +102,7 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicaState, ReplicaEvent], ReplicaState] = {
     (R.REPORTED, RE.EFFORT_OWED): R.COMPENSATED,
     (R.OPEN, RE.NEVER_PUSHED): R.EXPIRED,
     (R.PAID, RE.DISPUTE_LOST): R.FORFEITED,
+    (R.PAID, RE.PAY_RECLAIMED): R.RECLAIMED,
 }
 
 TASK_TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {

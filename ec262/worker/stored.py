@@ -82,10 +82,21 @@ class StoredInputs:
         if self._pool is None:
             # Twice as many as slots: one that hangs (a file server that is gone) shall not stop all.
             self._pool = ThreadPool(min(2 * self._settings.slots, 64))
+        deadline = time.monotonic() + within_s
+
+        def read() -> tuple[int, bytes] | Exception:
+            # The pool would print what its thread raises, with a traceback, as if that were a fault of the worker.
+            try:
+                return served.read(path, start, end, reader, deadline=deadline)  # type: ignore[arg-type]
+            except (Malformed, DataRefused) as reason:
+                return reason
+
         # The timeout is raised here and not swallowed by the pool; the thread looks at the deadline between its reads.
         with gevent.Timeout(within_s):
-            reading = self._pool.spawn(served.read, path, start, end, reader, deadline=time.monotonic() + within_s)
-            return reading.get()  # type: ignore[no-any-return]
+            outcome = self._pool.spawn(read).get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Lets the threads go; one that hangs ends with the process."""

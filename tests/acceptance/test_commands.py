@@ -253,7 +253,7 @@ def test_what_a_program_may_be(words: list[str], printed: str, desk: Path) -> No
         (["wordcount", "one.txt", "--discovery", "http://x"], 2, "goes with backend='network'"),
         (["wordcount", "one.txt", "--cluster", "tcp://x"], 2, "goes with backend='dask'"),
         (["wordcount", "one.txt", "--on-failure", "retry"], 2, "invalid choice"),
-        (["wordcount", "one.txt", "--outputs", "x"], 2, "unrecognized arguments: --outputs"),
+        (["wordcount", "one.txt", "--outputs", "x"], 2, "ec262 run: error: unrecognized arguments: --outputs"),
     ],
 )
 def test_what_is_wrong_with_a_job_is_said(words: list[str], code: int, said: str, desk: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_storage_that_has_changed_fails_the_job_by_name(
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "two.txt").symlink_to(tmp_path / "secret.txt")
-    network.worker("--data-dir", f"books={theirs}")
+    worker = network.worker("--data-dir", f"books={theirs}")
     shared = SharedStorage("books", str(books))
     with pytest.raises(ec262.EC262Error) as caught:
         ec262.run_job(
@@ -79,7 +79,11 @@ def test_a_storage_that_has_changed_fails_the_job_by_name(
             discovery=network.url,
             requirements=[shared.capability],
             max_retries=1,
+            wait_for_workers_s=2.0,
         )
     assert "secret" not in str(caught.value)
     assert str(theirs) not in str(caught.value)
-    assert "two.txt" in str(caught.value)
+    assert "two.txt: not a regular file" in str(caught.value), "the worker says why it refused the task"
+    told = worker.log.read_text()
+    assert "refused a task" in told
+    assert "Traceback" not in told, "it is no fault of the worker"

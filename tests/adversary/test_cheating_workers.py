@@ -9,6 +9,7 @@ import pytest
 
 from discovery.records import TaskRecord
 from discovery.settlement import MOST_RECEIPTS
+from ec262.foreman.payloads import printable
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_value
 from ec262.protocol.framing import frame_parts
@@ -17,7 +18,7 @@ from ec262.protocol.sealing import seal
 from ec262.protocol.states import ReplicaState
 from tests.adversary.conftest import MakeScene
 from tests.adversary.scene import PARTS, Scene, attempted, deliver, dispute, of, send
-from tests.parties import RIGHT, WRONG, Caller, Problem, Worker, made_for, refusals
+from tests.parties import RIGHT, WRONG, Caller, Foreman, Problem, Worker, made_for, refusals
 
 # --- junk ----------------------------------------------------------------------------------------
 
@@ -123,6 +124,99 @@ def test_attack_spending_the_pay_for_junk_before_it_is_found(make_scene: MakeSce
     assert foreman.state.balance == 3
 
 
+def believed_alone(scene: Scene, foreman: Foreman, worker: Worker, count: int) -> list[str]:
+    """Tasks of which a worker that is believed gave the one answer: wrong ones, if it is a liar."""
+    leased = foreman.lease(count, confidence=0.99, max_replicas=16)
+    decide = [task.task_id for task in leased.tasks]
+    settled = foreman.settle([worker.receipts(of(worker, leased), WRONG)], decide)
+    return [verdict.task_id for verdict in settled.tasks if verdict.verdict == "accepted"]
+
+
+def convict(scene: Scene, cheat: Worker) -> None:
+    """Another foreman shows that it delivered junk; twice, for its record is long."""
+    other = scene.foreman()
+    leased = other.lease(20)
+    for ticket in cheat.tickets(leased)[:2]:
+        delivery = deliver(cheat, ticket, tokens=[os.urandom(90)])
+        other.settle([delivery.shown], [ticket.lease_id.split(".")[0]])
+        assert dispute(other, ticket.lease_id, delivery.tokens).verdict == "upheld"
+    assert scene.banned(cheat)
+
+
+def test_attack_a_liar_is_paid_before_it_is_convicted(make_scene: MakeScene) -> None:
+    """It was believed, and paid for lies that nobody looked at. One conviction, in a job of another foreman, and what
+    it was paid goes back to whoever has to have it computed again: what had not vested, and that once.
+    """
+    scene = make_scene(ttl_s=1e6)
+    foreman, cheat = scene.foreman(), scene.worker(verified=100, slots=64)
+    early = believed_alone(scene, foreman, cheat, 8)
+    scene.clock.move(int(scene.discovery.settings.settled_grace_s) + 20)
+    scene.discovery.sweep()
+    holdings, account_id = scene.discovery.store.books.holdings, cheat.caller.account.account_id
+    kept, waiting = cheat.caller.state.earned, holdings(account_id).unvested  # effort fees for what was spot checked
+    late = believed_alone(scene, foreman, cheat, 40)
+    assert (cheat.caller.state.earned, foreman.state.spent) == (kept + len(late),) * 2
+    assert len(late) > 10
+    assert foreman.audit().refunded == []
+    balance = foreman.state.balance
+    convict(scene, cheat)
+    for _ in range(3):
+        scene.discovery.sweep()
+        assert foreman.state.balance == balance + len(late)
+        assert (cheat.caller.state.earned, foreman.state.spent) == (kept, kept)
+    audited = foreman.audit()
+    assert set(audited.recompute) == {*early, *late}
+    assert [(each.worker_id, each.amount) for each in audited.refunded] == [(cheat.worker_id, len(late))]
+    assert holdings(account_id).unvested == waiting
+    # Its lies still count against it where they are computed again: to take its pay back does not acquit it.
+    honest = scene.worker(verified=100, slots=64)
+    digests = scene.discovery.store.load(late)[1]
+    doubts = scene.name(cheat)["doubts"]
+    again = foreman.lease(len(late), confidence=0.99, again=[(old, digests[old].input_digest) for old in late])
+    foreman.settle([honest.receipts(of(honest, again))], [task.task_id for task in again.tasks], heard=late)
+    scene.discovery.sweep()
+    assert scene.banned(cheat)
+    assert scene.name(cheat)["doubts"] > doubts
+    assert (scene.banned(honest), scene.name(honest)["doubts"]) == (False, 0)
+
+
+def test_attack_a_conviction_is_used_to_rob_honest_work(make_scene: MakeScene) -> None:
+    """What a convicted worker did rightly, and others say so, stays paid; and nobody else pays for its lies."""
+    scene = make_scene()
+    foreman, cheat, honest = scene.foreman(), *scene.workers(2, verified=100)
+    leased = foreman.lease(20, confidence=0.99, max_replicas=16)
+    decide = [task.task_id for task in leased.tasks]
+    answered: m.Leased | m.Settled = leased
+    lost = [replica.lease_id for task in leased.tasks for replica in task.replicas]
+    more = foreman.settle([], decide, lost)
+    shown = [each.receipts(of(each, answer)) for each in (cheat, honest) for answer in (answered, more)]
+    settled = foreman.settle(shown, decide)
+    assert {verdict.verdict for verdict in settled.tasks} == {"accepted"}
+    before = (foreman.state.balance, cheat.caller.state.earned, honest.caller.state.earned)
+    assert before[1:] == (20, 20)
+    convict(scene, cheat)
+    scene.discovery.sweep()
+    assert (foreman.state.balance, cheat.caller.state.earned, honest.caller.state.earned) == before
+    assert foreman.audit(decide).recompute == []
+
+
+def test_attack_spending_the_pay_for_lies_before_the_conviction(make_scene: MakeScene) -> None:
+    """It leases, sends and burns as fast as it can: what a conviction takes back is there."""
+    scene = make_scene(starting_credits=30)
+    foreman, cheat, friend = scene.foreman(), scene.worker(verified=100, slots=64), scene.foreman()
+    wrong = believed_alone(scene, foreman, cheat, 25)
+    spender = type(foreman)(scene.discovery, account=cheat.caller.account)
+    scene.worker(slots=64)
+    assert len(spender.lease(30).tasks) == 30, "its gift"
+    assert attempted(lambda: spender.lease(1)) == "insufficient-credits"
+    assert attempted(lambda: send(spender, friend, 1)) == "insufficient-credits"
+    assert scene.discovery.store.books.mint("burn", spender.account_id, 1, "").outcome == "credits"
+    convict(scene, cheat)
+    scene.discovery.sweep()
+    assert (foreman.state.spent, spender.state.balance) == (0, 0)
+    assert len(wrong) > 5
+
+
 # --- nothing -------------------------------------------------------------------------------------
 
 
@@ -199,6 +293,25 @@ def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
     leased = foreman.lease(5)
     foreman.settle([shirker.receipts(of(shirker, leased), os.urandom(32), Kind.REFUSED)], [])
     assert (foreman.state.balance, scene.escrow(), shirker.caller.state.earned) == (100, 0, 0)
+
+
+def test_attack_a_long_story_of_why_a_task_was_refused(scene: Scene) -> None:
+    """The foreman is told, each time it shows the receipt; of its own replicas alone, and not at any length."""
+    foreman, shirker, other = scene.foreman(), scene.worker(), scene.worker()
+    leased = foreman.lease(8)
+    own, others = of(shirker, leased), of(other, leased)
+    story = "\x1b[2J" + "x" * 100_000
+    listed = [Receipt(lease_id, Kind.REFUSED, bytes(32), [], 0.0, story) for lease_id in (*own, *others)]
+    bundle = ReceiptBundle(shirker.worker_id, shirker.registered.epoch, listed)
+    shown = m.SealedReceipts(
+        worker_id=shirker.worker_id, token=seal_receipts(shirker.registered.worker_key, bundle), arrived={}
+    )
+    for _ in range(2):
+        told = foreman.settle([shown], []).refusals
+        assert [each.lease_id for each in told] == own
+        assert {each.worker_id for each in told} == {shirker.worker_id}
+        assert {len(each.reason) for each in told} == {m.MAX_REASON}
+    assert printable(told[0].reason).isprintable(), "what a foreman shows of it does nothing to a terminal"
 
 
 # --- late ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from discovery.admission import invitation_id
 from ec262.protocol import messages as m
 from ec262.protocol.routes import routes_of
 from tests.adversary.conftest import MakeScene
-from tests.adversary.scene import HOME, At, Scene, dispute, of, send
+from tests.adversary.scene import HOME, At, Scene, attempted, dispute, of, send
 from tests.parties import RIGHT, WRONG, Caller, Problem, Worker, answer_all
 
 # --- minting reputation with own accounts --------------------------------------------------------
@@ -170,6 +171,30 @@ def test_attack_farming_by_hiding_the_gift_in_escrow(make_scene: MakeScene) -> N
     assert puppet.lease(12, capabilities=["data:nobody-elses"]).tasks == []
     assert neighbour.heartbeat().open_leases == []
     assert worth(scene, [puppet, friend]) == 12
+
+
+def test_attack_farming_goes_on_after_a_conviction(make_scene: MakeScene) -> None:
+    """Several accounts of one address, and one is convicted: its gift and its pay buy nothing any more, those who come
+    after it get no more gifts than the address had left, and the others serve each other as little as before.
+    """
+    scene = make_scene(starting_credits=12, address_accounts=4, address_grants=2, ttl_s=1e6)
+    victim, first, second = scene.foreman(), At(scene.discovery, HOME), At(scene.discovery, HOME)
+    cheat = Worker(first, slots=64, capabilities=["data:nobody-elses"])
+    scene.redis.hset(f"{{ec}}:worker:{cheat.worker_id}", "verified", 5_000_000)
+    leased = victim.lease(9, confidence=0.99)
+    victim.settle([cheat.receipts(of(cheat, leased), WRONG)], [task.task_id for task in leased.tasks])
+    earned = first.state.earned
+    assert earned > 0
+    scene.discovery.store.accounts.ban(first.account_id, "evidence", "found out")
+    scene.discovery.sweep()
+    assert (first.state.earned, first.state.balance, victim.state.spent) == (0, 12, 0)
+    refused: list[Callable[[], object]] = [lambda: first.lease(1), lambda: send(first, second, 1), cheat.register]
+    assert [attempted(each) for each in refused] == ["banned"] * 3
+    third = At(scene.discovery, HOME)
+    assert third.state.balance == 0
+    Worker(third, capabilities=["data:nobody-elses"])
+    assert second.lease(12, capabilities=["data:nobody-elses"]).tasks == []
+    assert worth(scene, [first, second, third]) == 0
 
 
 def test_a_class_that_was_invited_may_serve_itself(make_scene: MakeScene) -> None:

@@ -108,6 +108,7 @@ def test_replica_states_and_transitions() -> None:
             ReplicaState.PAID: "to the worker",
             ReplicaState.COMPENSATED: "half to the worker, half back",
             ReplicaState.FORFEITED: "back, unless they have vested",
+            ReplicaState.RECLAIMED: "back, where they have not vested",
         }.get(target, "stay in escrow" if target in HOLDS_ESCROW else "back")
         assert row["Credits"] == expected
 

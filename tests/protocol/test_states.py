@@ -29,7 +29,8 @@ ENDS_ESCROW = {
     ReplicaState.RELEASED,
     ReplicaState.COMPENSATED,
 }
-"""The one way on from any of them is that of pay to `FORFEITED`, by a lost dispute: no escrow is left then."""
+TAKEN_BACK = {ReplicaState.FORFEITED, ReplicaState.RECLAIMED}
+"""The one way on from any that ends escrow is that of pay to these: by a lost dispute, or by a conviction."""
 
 
 def reachable(start: S, table: Mapping[tuple[S, E], S]) -> set[S]:
@@ -58,16 +59,16 @@ def test_every_event_happens_somewhere() -> None:
 
 
 def test_final_states() -> None:
-    assert final(ReplicaState, REPLICA_TRANSITIONS) == ENDS_ESCROW - {ReplicaState.PAID} | {ReplicaState.FORFEITED}
+    assert final(ReplicaState, REPLICA_TRANSITIONS) == ENDS_ESCROW - {ReplicaState.PAID} | TAKEN_BACK
     assert final(TaskState, TASK_TRANSITIONS) == {TaskState.FORGOTTEN}
 
 
 def test_escrow_is_held_exactly_where_something_can_still_happen() -> None:
     """A state that holds escrow leads to a payment or a refund; one that does not is final: no escrow ends twice."""
     assert set(HOLDS_ESCROW) == {source for source, _ in REPLICA_TRANSITIONS} - {ReplicaState.PAID}
-    assert set(HOLDS_ESCROW) == set(ReplicaState) - ENDS_ESCROW - {ReplicaState.FORFEITED}
+    assert set(HOLDS_ESCROW) == set(ReplicaState) - ENDS_ESCROW - TAKEN_BACK
     after_pay = {event for source, event in REPLICA_TRANSITIONS if source is ReplicaState.PAID}
-    assert after_pay == {ReplicaEvent.DISPUTE_LOST}
+    assert after_pay == {ReplicaEvent.DISPUTE_LOST, ReplicaEvent.PAY_RECLAIMED}
     for state in HOLDS_ESCROW:
         assert reachable(state, REPLICA_TRANSITIONS) & ENDS_ESCROW
 

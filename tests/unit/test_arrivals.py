@@ -113,7 +113,7 @@ def test_a_worker_whose_receipts_do_not_count_is_named_and_its_tasks_go_on(max_r
     job = Job(max_retries=max_retries)
     job.take(ONE, {f"{TASK}.0": TOKENS})
     job.session.reject(ONE, [f"{TASK}.0", f"{TASK}.1"], "other bytes arrived")
-    assert job.session.dissenters == job.task.shunned == {ONE}
+    assert job.session.dissent.workers == job.task.shunned == {ONE}
     assert job.session.lost == [f"{TASK}.0"], "of another worker's lease nothing is said"
     assert job.session.to_settle.is_set()
     assert job.session.failure is None, "the other one may come"

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
     *("settings", "addresses", "admission", "passes", "records", "credibility", "verdict", "matching"),
-    *("changes", "payments", "beliefs", "tasks"),
+    *("changes", "payments", "beliefs", "reclaiming", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
@@ -70,21 +70,9 @@ DISCOVERY_ORDER = [
 
 # The job's modules from the bottom to the top: nothing calls back up.
 FOREMAN_ORDER = [
-    *(
-        "attempts",
-        "inflight",
-        "purse",
-        "schedule",
-        "payloads",
-        "direct",
-        "relayed",
-        "peers",
-        "records",
-        "unsent",
-        "accepted",
-        "journal",
-    ),
-    *("session", "auditing", "polling", "pushing", "repeating", "settling", "resuming", "leasing", "watching"),
+    *("attempts", "inflight", "purse", "schedule", "payloads", "direct", "relayed", "peers", "records", "unsent"),
+    *("accepted", "dissent", "journal", "session", "auditing", "polling", "pushing", "repeating", "settling"),
+    *("resuming", "leasing", "watching"),
     *("engine", "differences", "sample", "original", "rehearsal"),
 ]
 JOBS_ORDER = ["report", "checkpoint", "sampling", "plan", "driver", "job", "run"]
@@ -98,8 +86,9 @@ PURE = [
     *("ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
-    *("discovery.changes", "discovery.payments", "discovery.beliefs"),
+    *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
+    "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),

@@ -597,3 +597,13 @@ def test_replicas_cost_what_each_of_them_costs() -> None:
     purse.took_back("w", 2)
     purse.took_back("v", -1)
     assert (purse.spent, purse.earned, purse.left) == (6, {"w": 0, "v": 6}, 14)
+
+
+def test_what_came_back_after_convictions_is_told_in_sum_and_counted_once() -> None:
+    purse = Purse(20, 5)
+    for number in range(3):
+        purse.leased(f"{number}.0", 5, 100.0)
+        purse.paid(f"{number}.0", "w")
+    for total in (5, 5, 10, 10, 0, 10):
+        purse.reclaimed("w", total)
+    assert (purse.spent, purse.earned, purse.left) == (5, {"w": 5}, 15)

@@ -100,6 +100,11 @@ def test_liars_in_the_majority_win_and_auditors_stop_them() -> None:
     assert outcome(saboteurs=0.6, auditors=20).wrong < wrong / 2
 
 
+def test_more_than_all_replicas_cannot_agree() -> None:
+    with pytest.raises(ValueError, match="of 3 replicas no 4 can agree"):
+        rule_of("3/4")
+
+
 @pytest.mark.parametrize("policy", ["", "3", "0/1", "1.5", "0.2", "0.99:2", "BOINC", "0.99:", "-0.99"])
 def test_what_is_no_policy_is_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="is no policy"):
@@ -159,5 +164,13 @@ def test_a_picture_is_written(tmp_path: Path) -> None:
     few = ["--workers", "20", "--tasks", "200", "--collude", "--policy", "3/2", "--policy", "0.99"]
     assert simulate.run(flags(*few, "--plot", str(tmp_path / "x.png"))) == 0
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SetupError, match="--plot"):
-        simulate.run(flags(*few, "--plot", str(tmp_path / "no" / "x.png")))
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("no/x.png", "no such directory"), (".", ".png or .svg"), ("x.doc", ".png or .svg")]
+)
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_simulated(
+    tmp_path: Path, place: str, why: str
+) -> None:
+    with pytest.raises(SetupError, match=why):
+        simulate.run(flags("--plot", str(tmp_path / place), "--tasks", "10000000"))

@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from discovery.beliefs import hear, overturn, reconsider, settled_answers
 from discovery.changes import NEVER, Changes, Terms, View
 from discovery.credibility import Noise, Standing, Tally
+from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.tasks import (
     NO_TOKENS,
@@ -127,10 +128,13 @@ class Life:
         task, escrow, foreman = self.task, f"escrow:{TASK_ID}", f"account:{FOREMAN}"
         put_in = sum(amount for _, target, amount in self.changes.moves if target == escrow)
         out: defaultdict[str, int] = defaultdict(int)
+        back: Counter[str] = Counter()
         for source, target, amount in self.changes.moves:
             assert amount > 0
-            assert escrow in (source, target)
-            if source == escrow:
+            if escrow not in (source, target):  # pay that goes back
+                assert target == foreman
+                back[source] += amount
+            elif source == escrow:
                 out[target] += amount
             else:
                 assert source == foreman
@@ -140,24 +144,30 @@ class Life:
         assert put_in - sum(out.values()) == held
         paid: Counter[str] = Counter()
         for replica in task.replicas:
-            if replica.state is ReplicaState.PAID:
+            if replica.state in (ReplicaState.PAID, ReplicaState.RECLAIMED):
                 paid[f"account:{replica.worker_account}"] += replica.price
             elif replica.state is ReplicaState.COMPENSATED:
                 paid[f"account:{replica.worker_account}"] += (replica.price + 1) // 2
         burnt = out.pop("burn", 0)
         assert out.pop(foreman, 0) == put_in - held - paid.total() - burnt
         assert dict(out) == dict(paid)
+        # What went back is the pay of those that were banned, each once, and only of a task that no longer holds.
+        taken = [replica for replica in task.replicas if replica.state is ReplicaState.RECLAIMED]
+        assert sum(replica.price for replica in taken) == back.total()
+        assert sum(self.changes.jobs[FOREMAN, JOB_ID].back.values()) == back.total()
+        assert all(self.view.standing(replica.worker_id).banned for replica in taken)
+        assert not taken or task.state in (TaskState.OVERTURNED, TaskState.FORGOTTEN)
         # Counters say the same as the movements.
         assert self.changes.counts[foreman, "escrow"] == held
-        assert self.changes.counts[foreman, "spent"] == paid.total() + burnt
+        assert self.changes.counts[foreman, "spent"] == paid.total() + burnt - back.total()
         for account, amount in paid.items():
-            assert self.changes.counts[account, "earned"] == amount
+            assert self.changes.counts[account, "earned"] == amount - back[account]
         # What may not be spent yet is what was earned.
         if self.terms.vesting_ms:
             vesting: Counter[str] = Counter()
             for (account, _), amount in self.changes.vesting.items():
                 vesting[f"account:{account}"] += amount
-            assert vesting == paid
+            assert +vesting == paid - back
         # A slot is given back once, with the escrow.
         freed = [lease for leases in self.changes.frees.values() for lease in leases]
         waiting = sum(1 for replica in task.replicas if replica.state in HOLDS_ESCROW)
@@ -214,7 +224,13 @@ events = st.one_of(
 )
 
 
+CONVICTED = [("report", n, Kind.OK, ANSWERS[0]) for n in range(3)] + [("decide",), ("reconsider", 1), ("reconsider", 0)]
+"""All three are paid; two are banned: the answer of one is left, which is not enough."""
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([*CONVICTED, ("time", 600_000)], 2, 3, 2, 4, 0.99, [Standing(verified=50.0)] * 2, 600_000)
+@example([*CONVICTED[:-1], ("time", 600_000), CONVICTED[-1]], 2, 3, 2, 4, 0.99, [Standing(verified=50.0)] * 2, 600_000)
 @given(
     st.lists(events, max_size=25),
     *(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 4)),
@@ -277,6 +293,8 @@ def test_any_life_conserves_credits(
             case ("reconsider", int(number)) if settled_answers(life.task):
                 life.view = banning(life.view, number)
                 reconsider(life.task, life.view, life.changes)
+                reclaim(life.task, life.view, life.now_ms, life.changes)
+                assert reclaim(life.task, life.view, life.now_ms, life.changes) == 0
             case ("overturn",) if settled_answers(life.task):
                 overturn(life.task, life.view, life.changes)
             case ("close",):
@@ -815,6 +833,35 @@ def test_a_lost_dispute_takes_back_what_has_not_vested(vesting_ms: int, after_ms
     assert life.changes.moves == ([(theirs, mine, 3)] if back else [])
     assert sum(life.changes.vesting.values()) == -back
     assert life.changes.lessons[worker(0).worker_id, life.view.party] == lost
+
+
+@pytest.mark.parametrize(("after_ms", "back"), [(0, 3), (599_999, 3), (600_000, 0)])
+def test_a_conviction_takes_back_the_pay_for_what_rested_on_it_alone(after_ms: int, back: int) -> None:
+    life = disputed(600_000)
+    assert reclaim(life.task, banning(life.view, 0), life.now_ms, life.changes) == 0, "it may hold without him"
+    overturn(life.task, life.view, life.changes)
+    assert reclaim(life.task, life.view, life.now_ms, life.changes) == 0, "nobody was convicted"
+    life.view = banning(life.view, 0)
+    life.now_ms += after_ms
+    assert reclaim(life.task, life.view, life.now_ms, life.changes) == back
+    assert life.state_of(0) is (ReplicaState.RECLAIMED if back else ReplicaState.PAID)
+    life.check()
+    anew = Life(price=3, confidence=0.99)
+    anew.task.input_digest = life.task.input_digest
+    assert hear(anew.task, life.task)
+    assert [each.worker_id for each in anew.task.heard] == [worker(0).worker_id], "its lie goes on counting against it"
+
+
+def test_what_others_vouched_for_stays_paid_though_one_of_them_was_convicted() -> None:
+    life = Life(price=3, redundancy=3, confidence=0.99, view=known(**FOUR), terms=replace(TERMS, vesting_ms=600_000))
+    for number in range(3):
+        life.report(number, Kind.OK, ANSWERS[0])
+    life.decide()
+    life.view = banning(life.view, 0)
+    assert not reconsider(life.task, life.view, life.changes)
+    assert reclaim(life.task, life.view, life.now_ms, life.changes) == 0
+    assert [life.state_of(number) for number in range(3)] == [ReplicaState.PAID] * 3
+    life.check()
 
 
 def test_a_dispute_of_honest_bytes_costs_the_foreman() -> None:

@@ -23,6 +23,7 @@
 --     :effort                 hash: account -> effort fees with a cap that it had
 --     :undelivered            hash: worker -> results that the foreman says did not arrive
 --     :held                   hash: account -> hold fees for leases that its workers deny
+--     :back                   hash: worker -> pay of it that went back after its conviction
 --     :tasks, :recompute      sets: accepted tasks that are remembered, and those of them that are to be computed again
 --   {ec}:pool:<class>         set: workers alive that have a slot free
 --   {ec}:pool:<class>+<capability>  set: those of them that have the capability
@@ -37,7 +38,7 @@
 --   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
 --   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
 --   lessons:  [[worker id, party, verified, doubts, words], ...]
---   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute, held], ...]:
+--   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute, held, back], ...]:
 --             hashes as [field, delta, ...], sets as [id, ...]
 --   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
@@ -195,7 +196,7 @@ end
 for _, l in ipairs(c.lessons) do learn(l[1], l[2], {l[3], l[4], l[5]}) end
 
 if c.hush ~= '' then redis.call('HSET', P .. 'job:' .. c.hush, 'noisy', 1) end
-local counted = {[3] = ':compared', [4] = ':differed', [5] = ':doubts', [6] = ':effort', [7] = ':undelivered', [10] = ':held'}
+local counted = {[3] = ':compared', [4] = ':differed', [5] = ':doubts', [6] = ':effort', [7] = ':undelivered', [10] = ':held', [11] = ':back'}
 for _, j in ipairs(c.jobs) do
   local key = P .. 'job:' .. j[1]
   if j[2] ~= 0 then redis.call('HINCRBY', key, 'answers', j[2]) end

@@ -1,7 +1,7 @@
 -- Draws workers with a free slot at random, and what a lease request needs beside them. Keys as in register.lua.
 -- Those who ask for less are drawn first; at most 100 pools are looked at, however many workers there are.
--- An account whose gift is bound gets no workers of its own neighbourhood (theirs, or their accounts') before it has spent as
--- much as it was given. What is in escrow is not spent yet: it may come back.
+-- An account whose gift is bound gets no workers of its own neighbourhood (theirs, or their accounts') before it has spent
+-- as much as it was given. What is in escrow is not spent yet: it may come back.
 -- ARGV: class, how many, account, or "" for none, a random number, most that a worker may ask, name of a pool, ...
 -- Returns, as one MessagePack (which Python reads in a tenth of the time that it takes for so many replies), an array: now
 -- in ms, balance, workers alive, slots alive, and of each worker its id and its fields (false: it has none). All of them are
@@ -21,8 +21,8 @@ if offer > 1 then
 end
 math.randomseed(tonumber(ARGV[4]))
 -- No table has every combination of names. Of the smallest set some are drawn and looked for in the others: all where they
--- are no more than MOST, else FEW, and MOST if FEW were not enough. So it costs as little where there are many workers. What is
--- counted by that is an estimate then.
+-- are no more than MOST, else FEW, and MOST if FEW were not enough. So it costs as little where there are many workers. What
+-- is counted by that is an estimate then.
 local FEW, MOST, budget = 128, 512, 2048
 -- Puts the key of the smallest set first; returns how many it has.
 local function smallest(command, keys)
