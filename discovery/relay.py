@@ -181,12 +181,14 @@ class Relay:
             woken = threading.Event()
             with self._lock:
                 self._polls[worker_id].append(woken)
+            anew = wanted.anew
             try:
                 while True:
                     left_s = max(0.0, deadline - time.monotonic())
                     outcome, call_id, waiting = self._store.take_call(
-                        *(worker_id, account_id, wanted.boot_id, self._channel.process, left_s)
+                        *(worker_id, account_id, wanted.boot_id, self._channel.process, left_s, anew)
                     )
+                    anew = False
                     if outcome == "unknown":
                         return None
                     if outcome == "call":
@@ -281,7 +283,7 @@ class Relay:
 
     def _taken(self, worker_id: str, call_id: str) -> list[Any]:
         held = self._held.get(call_id)
-        if held is None or held.worker_id != worker_id:
+        if held is None or held.worker_id != worker_id or held.received:
             return []
         held.taken_s = time.monotonic()
         held.changed.set()

@@ -252,11 +252,16 @@ class Store:
         self._run("relay", "again", worker_id, call_id)
 
     def take_call(
-        self, worker_id: str, account_id: str, boot_id: str, process: str, wait_s: float
+        self, worker_id: str, account_id: str, boot_id: str, process: str, wait_s: float, anew: bool
     ) -> tuple[str, str, int]:
         """``call``, the id of the next call for the worker, and how many more there are; ``none``: and this process is
-        woken when one comes; ``unknown``: this is not the worker as it is registered."""
-        answer = self._run("relay", "take", worker_id, account_id, boot_id, process, int(wait_s * 1000))
+        woken when one comes; ``unknown``: this is not the worker as it is registered.
+
+        Args:
+            anew: calls that were taken and have no reply may be taken again.
+        """
+        wait_ms = int(wait_s * 1000)
+        answer = self._run("relay", "take", worker_id, account_id, boot_id, process, wait_ms, "1" if anew else "")
         if answer[0] != b"call":
             return answer[0].decode(), "", 0
         return "call", answer[1].decode(), int(answer[2])

@@ -130,9 +130,11 @@ class Relayed:
         """Does a few at a time; the first error ends them all."""
         done: list[RelayedAnswer] = []
         for start in range(0, len(requests), PARTS_AT_ONCE):
-            working = [gevent.spawn(function, each) for each in requests[start : start + PARTS_AT_ONCE]]
+            working = [gevent.spawn(_tried, function, each) for each in requests[start : start + PARTS_AT_ONCE]]
             try:
-                gevent.joinall(working, raise_error=True)
+                for each in gevent.iwait(working):
+                    if isinstance(each.value, NetworkError):
+                        raise each.value
             finally:
                 gevent.killall(working)
             done += [each.value for each in working]
@@ -187,3 +189,13 @@ class Relayed:
             silent=reason.code == "no-answer",
             untouched=reason.code in _NOT_DELIVERED,
         )
+
+
+def _tried(
+    function: Callable[[RelayedRequest], RelayedAnswer], request: RelayedRequest
+) -> RelayedAnswer | NetworkError:
+    """What came of a request; raised in a greenlet, an error would be printed as well."""
+    try:
+        return function(request)
+    except NetworkError as reason:
+        return reason

@@ -684,11 +684,16 @@ class RelayReply(Message, frozen=True, kw_only=True):
 
 
 class TakeCalls(Message, frozen=True, kw_only=True):
-    """A worker waits for calls at the relay. `received`: those that came before, and need not be sent again."""
+    """A worker waits for calls at the relay.
+
+    `received`: those that came before, and need not be sent again. `anew`: the answer to a poll did not come, and what
+    may have been in it is wanted again.
+    """
 
     boot_id: Id
     wait_s: Annotated[float, Meta(ge=0, le=60.0)] = 0.0
     received: Annotated[list[Id], Meta(max_length=256)] = []
+    anew: bool = False
 
 
 class RelayedCall(Message, frozen=True, kw_only=True):

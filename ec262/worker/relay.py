@@ -117,7 +117,7 @@ class RelayPolls:
         self._known: OrderedDict[str, None] = OrderedDict()
         self._greenlets = Group()
         self._pollers = Group()
-        self._anew = False
+        self._anew = self._lost = False
         self._served = Group()
         self._failing = False
 
@@ -208,12 +208,17 @@ class RelayPolls:
             self._polling = self._base.sibling(concurrency=MOST_POLLS, answer_timeout_s=POLL_S + SLACK_S)
             self._replying = self._base.sibling(concurrency=MOST_REPLIES, answer_timeout_s=REPLY_S)
         received, self._received = self._received[:256], self._received[256:]
-        wanted = m.TakeCalls(boot_id=self._registration.boot_id, wait_s=wait_s, received=received)
+        lost, self._lost = self._lost, False
+        wanted = m.TakeCalls(boot_id=self._registration.boot_id, wait_s=wait_s, received=received, anew=lost)
+        answered = False
         try:
-            return self._polling.take_calls(standing.worker_id, wanted)
-        except NetworkError:
-            self._received += received
-            raise
+            taken = self._polling.take_calls(standing.worker_id, wanted)
+            answered = True
+            return taken
+        finally:
+            if not answered:  # or this greenlet was killed
+                self._received += received
+                self._lost = True
 
     def _close_clients(self) -> None:
         for client in (self._polling, self._replying):

@@ -6,9 +6,15 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
 
 import ec262
+from ec262.discovery_client import DiscoveryClient
 from tests.acceptance.conftest import Network
+from tests.processes import Process, nothing_left, until
 
 MakeNetwork = Callable[..., Network]
 MEGABYTE = 1_000_000
@@ -50,3 +56,61 @@ def test_discovery_ends_at_once_though_workers_wait_at_it(make_network: MakeNetw
     started = time.monotonic()
     assert network.discovery.stop() == 0
     assert time.monotonic() - started < 5.0
+
+
+NARROW = """
+import dataclasses
+from gevent import monkey
+monkey.patch_all()
+import discovery.service as service
+usual = service.settings_for
+service.settings_for = lambda *given, **named: dataclasses.replace(
+    usual(*given, **named), relay_worker_calls=6, relay_worker_bytes=2_400_000, relay_bytes=4_800_000
+)
+raise SystemExit(service.main())
+"""
+
+
+def test_several_processes_with_little_room_carry_a_job_and_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    """The foreman calls one process, the workers poll another; what finds no room comes again. One of the processes is
+    killed meanwhile and started anew."""
+    monkeypatch.setenv("EC262_HOME", str(tmp_path / "foreman"))
+    monkeypatch.delenv("EC262_DISCOVERY", raising=False)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+
+    def start(name: str, port: str = "0") -> Process:
+        flags = ["--network", "private", "--port", port, "--redis", redis_url, "--data-dir", str(tmp_path / "keys")]
+        return Process(["-c", NARROW, *flags], home=tmp_path, log=tmp_path / f"{name}.log")
+
+    with nothing_left():
+        running = [start("first"), start("second")]
+        first, second = (str(each.ready["url"]) for each in running)
+        for number in range(2):
+            flags = ["-P", "0", "--slots", "1", "--discovery", second, "--relay", "always"]
+            home = tmp_path / f"worker{number}"
+            running.append(Process(["worker.py", *flags], home=home, log=tmp_path / f"worker{number}.log"))
+        try:
+            job = ec262.submit(
+                {number: chr(97 + number) * (2 * MEGABYTE) for number in range(7)},
+                mapper=lambda number, text: [(number, text)],
+                reducer=lambda _, texts: sum(len(text) for text in texts),
+                discovery=first,
+                items_per_task=1,
+                rehearse=False,
+            )
+            until(lambda: job.progress().done > 0, what="some of it")
+            running[1].kill()
+            running[1] = start("second", second.rpartition(":")[2])
+            assert job.result(90) == dict.fromkeys(range(7), 2 * MEGABYTE)
+            report = job.report()
+            # A task that was taken over counts twice where both did it: whoever agrees is paid.
+            assert report.credits_spent >= report.map_tasks + report.reduce_tasks
+            with DiscoveryClient(first) as client:
+                books = client.credits()
+            assert books.minted - books.burnt == books.accounts + books.escrow
+        finally:
+            for process in reversed(running):
+                process.stop()

@@ -38,9 +38,11 @@ class Relayed:
         body = m.CallRelay(relay_pass=self.assigned.relay_pass, wait_s=wait_s, call=call)
         return (caller or self.foreman).call("POST", f"/v1/relay/{self.worker.worker_id}", m.RelayReply, body).reply
 
-    def take(self, *, wait_s: float = 10.0, received: list[str] | None = None, at: Caller | None = None) -> Any:
+    def take(
+        self, *, wait_s: float = 10.0, received: list[str] | None = None, anew: bool = False, at: Caller | None = None
+    ) -> Any:
         """The worker polls once; raises `Problem`."""
-        body = m.TakeCalls(boot_id=self.worker.boot_id, wait_s=wait_s, received=received or [])
+        body = m.TakeCalls(boot_id=self.worker.boot_id, wait_s=wait_s, received=received or [], anew=anew)
         return (at or self.owner).call("POST", self.path, m.CallsTaken, body)
 
     def reply(self, call: m.RelayedCall, reply: bytes = REPLY, *, at: Caller | None = None) -> None:
@@ -142,6 +144,27 @@ def test_a_call_that_did_not_arrive_is_sent_again_and_one_that_did_is_not(
     assert relayed.take(received=[again.call_id], wait_s=0.6).calls == []
     relayed.reply(again)
     assert called.result(10) == REPLY
+
+
+def test_calls_in_an_answer_that_got_lost_are_wanted_again_and_come_at_once(
+    make_discovery: MakeDiscovery, threads: Threads
+) -> None:
+    """Also at another process. What came, and what was replied to, does not come again."""
+    first, second = make_discovery(), make_discovery()
+    relayed = Relayed(first)
+    at_second = Caller(second, relayed.owner.account)
+    calls = [threads.begin(relayed.call, b"%d" % number) for number in range(3)]
+    waiting(first, 3)
+    done, came, lost = (relayed.take(at=at_second).calls[0] for _ in calls)
+    relayed.reply(done)
+    started = time.monotonic()
+    (again,) = relayed.take(received=[came.call_id], anew=True).calls
+    assert again == lost
+    assert time.monotonic() - started < 3.0
+    assert relayed.take(received=[again.call_id], anew=True, wait_s=0.05).calls == []
+    relayed.reply(came)
+    relayed.reply(again)
+    assert [each.result(10) for each in calls] == [REPLY] * 3
 
 
 def test_a_second_reply_changes_nothing(relayed: Relayed, threads: Threads) -> None:

@@ -10,7 +10,8 @@
 -- bytes, and of calls of one account, and the least silence in ms that counts as absence. Returns {"ok"}; {"absent", address, port, boot}: it does not wait here, and is to be
 -- called; {"gone"}: not heard of for too long; {"full"}, {"late"} (the pass), {"unknown"} (not registered, or serves
 -- no relay). "again", worker, call: it was taken and did not arrive.
--- "take", worker, account, boot, process, ms that it waits. Returns {"call", id, how many more}, {"none"}, {"unknown"}.
+-- "take", worker, account, boot, process, ms that it waits, "1" if the answer to a poll got lost or "": then all calls
+-- without a reply wait again. Returns {"call", id, how many more}, {"none"}, {"unknown"}.
 -- "end", worker, call: nobody waits for it any more.
 if redis.replicate_commands then redis.replicate_commands() end
 redis.set_repl(redis.REPL_NONE)
@@ -76,6 +77,13 @@ elseif ARGV[1] == 'take' then
   local known = redis.call('HMGET', P .. 'worker:' .. id, 'account', 'boot')
   if known[1] ~= ARGV[3] or known[2] ~= ARGV[4] then return {'unknown'} end
   redis.call('SET', R .. ':seen', now, 'PX', KEEP_MS)
+  if ARGV[7] == '1' then
+    for _, call in ipairs(redis.call('HKEYS', R .. ':open')) do
+      redis.call('LREM', R .. ':queue', 0, call)
+      redis.call('LPUSH', R .. ':queue', call)
+    end
+    redis.call('PEXPIRE', R .. ':queue', KEEP_MS)
+  end
   while true do
     local call = redis.call('LPOP', R .. ':queue')
     if not call then break end
