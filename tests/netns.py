@@ -97,7 +97,7 @@ class Machines:
         inside = self._cable(home, "home", f"{_HOME}/24", router)
         _ip("-n", router, "addr", "add", f"{_GATEWAY}/24", "dev", inside)
         _ip("-n", home, "route", "add", "default", "via", _GATEWAY)
-        _run(*_within(router), "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+        _run(*_within(router), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         _run(*_within(router), "nft", "-f", "-", stdin=_RULES)
         return home
 
