@@ -182,15 +182,15 @@ def test_of_two_workers_of_one_home_one_is_paused(make_network: MakeNetwork, tmp
 def test_a_worker_that_is_told_to_leave_finishes_delivers_and_leaves(make_network: MakeNetwork, tmp_path: Path) -> None:
     network = make_network("--network", "private", "--heartbeat", str(HEARTBEAT_S))
     leaving = network.worker()
-    job = job_of(network.url, tasks=30, loops=4_000_000)
+    job = job_of(network.url, tasks=16, loops=3_000_000)
     until(lambda: taken(leaving) > 1, what="at work")
     held = taken(leaving)
     leaving.popen.send_signal(signal.SIGTERM)
     network.worker()  # for what was not leased yet
     assert leaving.wait(60) == 0
-    finished_right(job, 30)
+    finished_right(job, 16)
     facts = job.report()
-    assert facts.credits_spent == 31
+    assert facts.credits_spent == 17
     assert earned(network, "worker0") >= held, "all that it held was delivered, and paid"
     log = leaving.log.read_text()
     assert "finishing: " in log
