@@ -61,9 +61,21 @@ def test_discovery_ends_at_once_though_workers_wait_at_it(make_network: MakeNetw
 
 NARROW = """
 import dataclasses
+import os
 from gevent import monkey
 monkey.patch_all()
+import discovery.relay
 import discovery.service as service
+
+carry = discovery.relay.Relay.call
+
+def noted(self, account, worker, sender, call, **named):
+    reply = carry(self, account, worker, sender, call, **named)
+    with open(os.environ["CARRIED"], "ab") as file:
+        file.write(call + reply)
+    return reply
+
+discovery.relay.Relay.call = noted
 usual = service.settings_for
 service.settings_for = lambda *given, **named: dataclasses.replace(
     usual(*given, **named), relay_worker_calls=6, relay_worker_bytes=2_400_000, relay_bytes=4_800_000
@@ -76,15 +88,17 @@ def test_several_processes_with_little_room_carry_a_job_and_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     """The foreman calls one process, the workers poll another; what finds no room comes again. One of the processes is
-    killed meanwhile and started anew."""
+    killed meanwhile and started anew. All that they carry is sealed."""
     monkeypatch.setenv("EC262_HOME", str(tmp_path / "foreman"))
     monkeypatch.delenv("EC262_DISCOVERY", raising=False)
+    carried = tmp_path / "carried"
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
 
     def start(name: str, port: str = "0") -> Process:
         flags = ["--network", "private", "--port", port, "--redis", redis_url, "--data-dir", str(tmp_path / "keys")]
-        return Process(["-c", NARROW, *flags], home=tmp_path, log=tmp_path / f"{name}.log")
+        said = {"CARRIED": str(carried)}
+        return Process(["-c", NARROW, *flags], home=tmp_path, log=tmp_path / f"{name}.log", environment=said)
 
     with nothing_left():
         with ThreadPoolExecutor() as starting:
@@ -92,7 +106,7 @@ def test_several_processes_with_little_room_carry_a_job_and_lose_nothing(
         first, second = (str(each.ready["url"]) for each in running)
 
         def lend(name: str) -> Process:
-            flags = ["-P", "0", "--slots", "1", "--discovery", second, "--relay", "always"]
+            flags = ["-P", "0", "--slots", "1", "--drain", "1s", "--discovery", second, "--relay", "always"]
             return Process(["worker.py", *flags], home=tmp_path / name, log=tmp_path / f"{name}.log")
 
         with ThreadPoolExecutor() as starting:
@@ -111,6 +125,10 @@ def test_several_processes_with_little_room_carry_a_job_and_lose_nothing(
             running[1] = start("second", second.rpartition(":")[2])
             assert job.result(90) == dict.fromkeys(range(5), 2 * MEGABYTE)
             report = job.report()
+            seen = carried.read_bytes()
+            assert len(seen) > 20 * MEGABYTE, "each text went there and came back, twice"
+            assert b"/v1/tasks" in seen
+            assert not any(bytes([97 + number]) * 32 in seen for number in range(5))
             # A task that was taken over counts twice where both did it: whoever agrees is paid.
             assert report.credits_spent >= report.map_tasks + report.reduce_tasks
             with DiscoveryClient(first) as client:
