@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gevent
 import pytest
@@ -150,6 +150,25 @@ def test_attack_name_another_address(discovery: Discovery) -> None:
             assert discovery.store.workers(["ab" * 16])["ab" * 16].address == "127.0.0.1"
         tried = [request for request in victim.came if request]
     assert len(tried) == 2, "with X-Forwarded-For it may be the proxy's own port that was named"
+
+
+def test_attack_invent_an_address_before_a_proxy_that_is_believed(
+    make_discovery: MakeDiscovery, tmp_path: Path
+) -> None:
+    """A worker behind a reverse proxy is tried where it is, whatever its own header says; and is direct."""
+    discovery = make_discovery(proxies=("127.0.0.1/32",))
+
+    def behind(environ: dict[str, Any], start_response: Any) -> Any:
+        environ["HTTP_X_FORWARDED_FOR"] = f"169.254.169.254, {ELSEWHERE}, 127.0.0.9"  # the proxy appends to it
+        return discovery.app(environ, start_response)
+
+    settings = dataclasses.replace(SETTINGS, host="127.0.0.9")
+    with Server(behind) as proxied, RealWorker(settings, proxied.url, home=tmp_path) as worker:
+        assert worker.enter()
+        standing = worker.registration.standing
+        assert standing is not None
+        assert not standing.relay
+        assert discovery.store.workers([standing.worker_id])[standing.worker_id].address == "127.0.0.9"
 
 
 def test_attack_have_discovery_connect_to_its_own_proxy(make_discovery: MakeDiscovery) -> None:
