@@ -58,8 +58,10 @@ class Machines:
             self._wire = self._namespace("wire")
             _ip("-n", self._wire, "link", "add", "bridge", "type", "bridge")
             _ip("-n", self._wire, "link", "set", "bridge", "up")
-            # Tells whether this kernel translates addresses, before a test has begun.
-            _run(*_within(self._wire), "nft", "-f", "-", stdin=_RULES)
+            # Tells whether there is all that is needed, before a test has begun.
+            tried = self._namespace("try")
+            self._cable(tried, "public", f"{_HOME}/24", self._wire)
+            _make_router(tried)
         except BaseException as reason:
             self.close()
             if isinstance(reason, subprocess.CalledProcessError):
@@ -97,8 +99,7 @@ class Machines:
         inside = self._cable(home, "home", f"{_HOME}/24", router)
         _ip("-n", router, "addr", "add", f"{_GATEWAY}/24", "dev", inside)
         _ip("-n", home, "route", "add", "default", "via", _GATEWAY)
-        _run(*_within(router), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        _run(*_within(router), "nft", "-f", "-", stdin=_RULES)
+        _make_router(router)
         return home
 
     def cut(self, name: str) -> None:
@@ -179,6 +180,11 @@ class Machines:
 
 def _within(namespace: str) -> list[str]:
     return ["ip", "netns", "exec", namespace]
+
+
+def _make_router(namespace: str) -> None:
+    _run(*_within(namespace), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    _run(*_within(namespace), "nft", "-f", "-", stdin=_RULES)
 
 
 def _ip(*words: str) -> None:
