@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 WIDER = 4
 """A neighbourhood may have so many times what one of its addresses may have."""
@@ -32,20 +32,46 @@ def caller_of(peer: str, forwarded: Sequence[str], proxies: Collection[str]) -> 
     Args:
         peer: the other end of the connection.
         forwarded: all ``X-Forwarded-For`` headers of the request, in order.
-        proxies: addresses of proxies that are believed. Each adds to the header whom it heard from, so that the last
+        proxies: networks of proxies that are believed. Each adds to the header whom it heard from, so that the last
             entry is the one that a believed proxy wrote; what stands before it is the caller's own invention, unless
             that last one is a believed proxy too.
 
-    Anybody can send such headers: where `peer` is none of the proxies, they mean nothing.
+    Anybody can send such headers: where `peer` is none of the proxies, they mean nothing. (werkzeug's `ProxyFix` counts
+    hops instead, and believes whoever connects: who gets past the proxy is whoever he likes.) A proxy that names
+    nobody, or what is no address, is the caller itself.
     """
     named = [entry.strip() for header in forwarded for entry in header.split(",")]
     at = plain(peer)
-    while at in proxies and named:
+    while named and believed(at, proxies):
         try:
-            at = plain(named.pop())
+            at = plain(_without_port(named.pop()))
         except ValueError:
             break
     return at
+
+
+def believed(address: str, proxies: Collection[str]) -> bool:
+    """Whether a proxy there is believed.
+
+    Args:
+        proxies: networks in CIDR notation, or addresses.
+    """
+    if not proxies:
+        return False
+    parsed = _parse(address)
+    return any(parsed in network for network in _networks(tuple(proxies)))
+
+
+@lru_cache(maxsize=64)
+def _networks(proxies: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, proxies))
+
+
+def _without_port(entry: str) -> str:
+    """An entry of the header: some proxies write the port as well, and then an IPv6 address in brackets."""
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    return entry.partition(":")[0] if entry.count(":") == 1 else entry
 
 
 def plain(address: str) -> str:

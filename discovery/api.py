@@ -13,7 +13,7 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import plain
+from discovery.addresses import believed
 from discovery.api_page import HEADERS, api_page
 from discovery.condition import Condition
 from discovery.disputes import Disputes
@@ -25,6 +25,7 @@ from discovery.leasing import Leasing
 from discovery.ledger import totals
 from discovery.metrics import ROUTE, exposition
 from discovery.registry import Registry
+from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import Settlement
 from discovery.statements import MOST_LINES, Statements
@@ -62,6 +63,7 @@ class Api:
         jobs: Jobs,
         condition: Condition,
         leaderboard: Leaderboard,
+        relay: Relay,
         settings: Settings,
         gate: Gate,
     ) -> None:
@@ -74,6 +76,7 @@ class Api:
         self._explaining = Explaining(store, trust)
         self._jobs = jobs
         self._leaderboard = leaderboard
+        self._relay = relay
         self._statements = Statements(store)
         self._condition = condition
         self._settings = settings
@@ -109,7 +112,7 @@ class Api:
         A forwarded request is somebody else's than the address says, unless a proxy that is believed forwarded it.
         """
         forwarded = {"X-Forwarded-For", "Forwarded", "Via"} & set(request.headers.keys())
-        behind = plain(request.remote_addr or "127.0.0.1") in self._settings.proxies
+        behind = believed(request.remote_addr or "127.0.0.1", self._settings.proxies)
         if self._gate.caller() not in self._settings.metrics or (forwarded and not behind):
             raise ProblemError(403, "forbidden", "only addresses that --metrics names may read this")
         made = exposition(self._store.rates, self._totals_now)
@@ -166,22 +169,29 @@ class Api:
 
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        done = self._registry.register(account_id, self._gate.caller(), body)
+        caller, unnamed = self._gate.caller(), self._unnamed()
+        relay = self._registry.try_worker(caller, body, unnamed=unnamed)
+        done = self._registry.register(account_id, caller, body, relay)
         if done.lost_leases:
             self._settlement.expire_leases(done.lost_leases)
-        return self._registry.registered(body, done)
+        return self._registry.registered(body, done, relay)
 
     def heartbeat(self, account_id: str, worker_id: str, body: m.Heartbeat) -> m.Message:
         """POST /v1/workers/<id>/heartbeats"""
-        beat = self._registry.heartbeat(account_id, worker_id, body.boot_id)
+        caller = self._gate.caller()
+        beat = self._registry.heartbeat(account_id, caller, worker_id, body)
         if beat is None:
             raise _unknown_worker()
         if body.receipts or body.unseen:
             self._settlement.show(worker_id, body.receipts)
             self._settlement.release(worker_id, body.unseen)
-            beat = self._registry.heartbeat(account_id, worker_id, body.boot_id) or beat
+            beat = self._registry.heartbeat(account_id, caller, worker_id, body) or beat
         return m.HeartbeatAnswer(
-            server_time_s=beat.now_ms / 1000, open_leases=beat.open_leases, earned=beat.earned, balance=beat.balance
+            server_time_s=beat.now_ms / 1000,
+            open_leases=beat.open_leases,
+            earned=beat.earned,
+            balance=beat.balance,
+            relay=beat.called,
         )
 
     def leave(self, account_id: str, worker_id: str) -> Response:
@@ -229,6 +239,26 @@ class Api:
         self._condition.admit()
         return self._statements.transfer(account_id, body)
 
+    def call_relay(self, account_id: str, worker_id: str, body: m.CallRelay) -> m.Message:
+        """POST /v1/relay/<worker>"""
+        until_ms, sender = self._registry.caller_of(account_id, worker_id, body.relay_pass)
+        reply = self._relay.call(
+            *(account_id, worker_id, sender, body.call), wait_s=body.wait_s, pass_until_ms=until_ms
+        )
+        return m.RelayReply(reply=reply)
+
+    def take_calls(self, account_id: str, worker_id: str, body: m.TakeCalls) -> m.Message:
+        """POST /v1/workers/<id>/calls"""
+        taken = self._relay.take(account_id, worker_id, body)
+        if taken is None:
+            raise _unknown_worker()
+        return taken
+
+    def reply_to_call(self, account_id: str, worker_id: str, call_id: str, body: m.RelayReply) -> Response:
+        """POST /v1/workers/<id>/calls/<call>"""
+        self._relay.reply(worker_id, call_id, body.reply)
+        return Response(status=204)
+
     def _totals_now(self) -> tuple[int, int, int, int]:
         with self._totals_lock:
             if time.monotonic() - self._totals[0] > 1.0:
@@ -256,16 +286,23 @@ class Api:
             else:
                 self._gate.enter(route, str)
             if route.request is not None:
-                if request.mimetype != "application/json":
-                    return problem("unsupported-media-type", "send the body as Content-Type: application/json")
+                if request.mimetype not in (m.JSON, m.PACKED):
+                    return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
                 request.max_content_length = route.max_body_bytes
-                path["body"] = m.decode(route.request, request.get_data(cache=False))  # type: ignore[assignment]
+                body = m.decode(route.request, request.get_data(cache=False), request.mimetype)
+                path["body"] = body  # type: ignore[assignment]
             made = view(account_id, **path)
             if isinstance(made, Response):
                 return made
-            return Response(m.encode(made), content_type="application/json")
+            media = m.PACKED if request.headers.get("Accept") == m.PACKED else m.JSON
+            return Response(m.encode(made, media), content_type=media)
 
         return answer
+
+    def _unnamed(self) -> bool:
+        """Whether somebody passed the request on whom this service does not believe."""
+        peer = request.remote_addr or "127.0.0.1"
+        return "X-Forwarded-For" in request.headers and not believed(peer, self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

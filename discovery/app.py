@@ -20,7 +20,9 @@ from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.limits import Limiter
 from discovery.metrics import Meter
+from discovery.reach import Reach
 from discovery.registry import Registry
+from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
@@ -44,6 +46,7 @@ class Discovery:
     settings: Settings
     mover: Mover
     condition: Condition
+    relay: Relay
     api: Api
     gate: Gate
     meter: Meter
@@ -79,7 +82,9 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     """
     store = Store(store_url)
     keyring = Keyring(data_dir, settings)
-    registry = Registry(store, keyring, settings)
+    reach = Reach(store, settings.proxies)
+    registry = Registry(store, keyring, settings, reach)
+    relay = Relay(store, reach, settings)
     trust = Trust(store, keyring, settings)
     leasing = Leasing(store, keyring, registry, trust, settings)
     settlement = Settlement(store, registry, trust, leasing)
@@ -91,11 +96,15 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     meter = Meter(store.rates)
     gate = Gate(Limiter(store.rates, settings), meter, settings.proxies)
     jobs, leaderboard = Jobs(store, settings), Leaderboard(store)
-    api = Api(store, registry, leasing, settlement, trust, disputes, jobs, condition, leaderboard, settings, gate)
+    api = Api(
+        *(store, registry, leasing, settlement, trust, disputes, jobs, condition, leaderboard, relay, settings, gate)
+    )
     app.register_blueprint(api.blueprint())
     web = Web(store, registry, keyring, jobs, leaderboard, settings, gate)
     app.register_blueprint(web.blueprint())
     web.greet(app)
     handle_errors(app)
     app.wsgi_app = meter.around(app.wsgi_app)  # type: ignore[assignment,method-assign]
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, api, gate, meter)
+    return Discovery(
+        *(app, store, registry, leasing, settlement, trust, settings, mover, condition, relay, api, gate, meter)
+    )

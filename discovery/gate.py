@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from flask import Blueprint, Response, g, request
 
-from discovery.addresses import caller_of, origins, plain
+from discovery.addresses import believed, caller_of, origins
 from discovery.limits import Limiter, RateLimited, cost_of, held_s
 from discovery.metrics import Meter
 from ec262.errors import ProblemError
@@ -24,7 +24,7 @@ class Gate:
     """In front of all views.
 
     Args:
-        proxies: addresses of reverse proxies that are believed.
+        proxies: networks (CIDR) of reverse proxies that are believed.
 
     Attributes:
         pause: waits for so many seconds; a server that ends lets it go at once.
@@ -52,7 +52,7 @@ class Gate:
             return True
         # Like X-Forwarded-For: what stands before the last entry is the caller's own invention.
         said = ",".join(request.headers.getlist("X-Forwarded-Proto")).rpartition(",")[2]
-        return plain(_peer()) in self._proxies and said.strip().lower() == "https"
+        return believed(_peer(), self._proxies) and said.strip().lower() == "https"
 
     def enter(self, route: Route, authenticate: Callable[[], str]) -> str:
         """The account that asks a route for programs; as `admit`."""

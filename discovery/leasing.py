@@ -12,7 +12,8 @@ from discovery.beliefs import hear
 from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
-from discovery.matching import assign, newcomers_of
+from discovery.matching import assign, newcomers_of, serves
+from discovery.passes import make_pass
 from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
@@ -100,7 +101,8 @@ class Leasing:
                 return self._repeat(account_id, wanted, before, sample)
             view = self._trust.view(job, sample=sample.workers)
             budget = sample.balance - view.unvested
-            fit = self._fit(sample.workers, account_id, view, trusting=not policy.confidence)
+            longest_s = max(task.cpu_limit_s for task in wanted.tasks)
+            fit = self._fit(sample.workers, job, longest_s, view, trusting=not policy.confidence)
             least = units * replicas * min((worker.ask for worker in fit), default=1)
             if budget < least:
                 raise ProblemError(
@@ -149,7 +151,10 @@ class Leasing:
         view = self._trust.view((task.account_id, task.job_id), past, sample.workers)
         fit = {
             worker.worker_id: worker
-            for worker in self._fit(sample.workers, task.account_id, view, trusting=not task.confidence)
+            for worker in self._fit(
+                *(sample.workers, (task.account_id, task.job_id), task.cpu_limit_s, view),
+                trusting=not task.confidence,
+            )
         }
         return Market(
             now_ms=sample.now_ms,
@@ -164,12 +169,27 @@ class Leasing:
     ) -> list[tuple[int, WorkerRecord]]:
         """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
 
-        A worker whose replica merely expired may have it again: it gave no answer that could count twice.
+        A worker whose replica merely expired may have it again: it gave no answer that could count twice. So may one
+        that refused it, but only where nobody else is left: it may have been paused then, and be willing now.
         """
+        return self._extend(task, replicas, market, past, (ReplicaState.EXPIRED,), changes) or self._extend(
+            *(task, replicas, market, past, (ReplicaState.EXPIRED, ReplicaState.REFUSED), changes)
+        )
+
+    def _extend(
+        self,
+        task: TaskRecord,
+        replicas: int,
+        market: Market,
+        past: dict[str, WorkerRecord],
+        again: Collection[ReplicaState],
+        changes: Changes,
+    ) -> list[tuple[int, WorkerRecord]]:
+        """As `extend`; workers whose replica is in one of the states `again` may have the task again."""
         had = [
             past[replica.worker_id]
             for replica in (*task.heard, *task.replicas)
-            if replica.state is not ReplicaState.EXPIRED and replica.worker_id in past
+            if replica.state not in again and replica.worker_id in past
         ]
         for count in range(replicas, 0, -1):
             fit: Collection[WorkerRecord] = market.workers.values()
@@ -250,17 +270,24 @@ class Leasing:
                         price=replica.price,
                     )
                 )
+        relay_key = keys.relay_pass_key(master) if any(worker.relay != "never" for worker in workers.values()) else b""
         assigned = []
         for (worker_id, epoch), listed in tickets.items():
             worker = workers[worker_id]
-            bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed)
+            direct, relay_pass = worker.relay != "must", b""
+            if worker.relay != "never":
+                until_s = max(ticket.deadline_s for ticket in listed) + self._settings.late_grace_s
+                relay_pass = make_pass(relay_key, account_id, worker_id, int(until_s * 1000))
+            bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed, account_id)
             assigned.append(
                 m.AssignedWorker(
                     worker_id=worker_id,
-                    address=worker.address,
-                    port=worker.port,
+                    address=worker.address if direct else "",
+                    port=worker.port if direct else 0,
                     slots=worker.slots,
                     tickets=seal_tickets(self._registry.worker_key(worker_id), bundle),
+                    relay=worker.relay,
+                    relay_pass=relay_pass,
                 )
             )
         return assigned
@@ -412,8 +439,15 @@ class Leasing:
             balance=balance,
         )
 
-    def _fit(self, workers: list[WorkerRecord], account_id: str, view: View, *, trusting: bool) -> list[WorkerRecord]:
-        """Workers that may serve an account. `trusting`: a quorum decides, whatever is known of those who answer."""
+    def _fit(
+        self, workers: list[WorkerRecord], job: Job, cpu_limit_s: float, view: View, *, trusting: bool
+    ) -> list[WorkerRecord]:
+        """Workers that may, and want to, serve a job with tasks of up to `cpu_limit_s`.
+
+        `trusting`: a quorum decides, whatever is known of those who answer.
+        """
+        account_id, job_id = job
+        workers = [worker for worker in workers if not worker.terms or serves(worker, account_id, job_id, cpu_limit_s)]
         if view.undelivered:
             workers = [worker for worker in workers if worker.worker_id not in view.undelivered]
         if not self._settings.own_workers:

@@ -7,14 +7,19 @@ alike and loaded alike the cheapest: n log w for n replicas, w workers.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
 from collections.abc import Collection, Sequence
+
+import msgspec
 
 from discovery.addresses import neighbourhood
 from discovery.credibility import NOTHING, Standing, Tally, established, standing
 from discovery.records import WorkerRecord
 from discovery.settings import Distinct
+from ec262.protocol.messages import WorkerTerms
+from ec262.protocol.terms import objection
 
 ALONE: frozenset[str] = frozenset()
 """What a worker may not share with others of its task, where it is the only one."""
@@ -71,6 +76,12 @@ def assign(
     return served
 
 
+def serves(worker: WorkerRecord, account_id: str, job_id: str, cpu_limit_s: float) -> bool:
+    """Whether a worker's terms allow such a task."""
+    terms = _terms(worker.terms)
+    return not objection(terms, account_id=account_id, job_id=job_id, cpu_limit_s=cpu_limit_s)
+
+
 def newcomers_of(workers: Sequence[WorkerRecord]) -> frozenset[str]:
     """Ids of the workers of a sample that are not established, by what all foremen share; empty where most are not.
 
@@ -101,6 +112,11 @@ def _ties(workers: Sequence[WorkerRecord], chance: random.Random) -> list[float]
         for at, tie in zip(sorted(group, key=lambda at: (workers[at].ask, ties[at])), dealt, strict=True):
             ties[at] = tie
     return ties
+
+
+@functools.lru_cache(maxsize=4096)
+def _terms(text: str) -> WorkerTerms:
+    return msgspec.json.decode(text, type=WorkerTerms)
 
 
 _Entry = tuple[float, float, int, WorkerRecord, frozenset[str]]

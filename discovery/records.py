@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from ec262.protocol.messages import EXECUTOR, Requirements
 from ec262.protocol.receipts import Kind
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
+
+Reached = Literal["never", "may", "must"]
+"""Whether a worker serves through the relay; ``must``: nobody can connect to it."""
 
 PLATFORM = "platform:"
 """How the need of a task begins that keeps to one family of processors."""
@@ -117,6 +121,8 @@ class WorkerRecord:
         ask: credits that it wants for a unit of the price.
         platform: family of its processor; empty: it did not say.
         banned, auditor: of its account.
+        terms: whom it serves, as JSON of `messages.WorkerTerms`; empty: everybody, with anything.
+        relay: whether it serves through the relay: ``never``, ``may``, ``must`` (nobody can connect to it).
     """
 
     worker_id: str
@@ -136,6 +142,8 @@ class WorkerRecord:
     platform: str = ""
     banned: bool = False
     auditor: bool = False
+    terms: str = ""
+    relay: Reached = "never"
 
     @property
     def free(self) -> int:

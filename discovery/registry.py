@@ -8,10 +8,14 @@ import secrets
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from discovery.addresses import origins
 from discovery.admission import IDS_A_WORKER, NOT_ADMITTED, Origin, invitation_id, limits_of, shown_name
 from discovery.keyring import Keyring
-from discovery.records import class_of
+from discovery.passes import sender_of, valid_until_ms
+from discovery.reach import Reach
+from discovery.records import Reached, class_of
 from discovery.settings import Settings
 from discovery.store.accounts import Accounts
 from discovery.store.answers import Beat, NotAdmitted, Registered
@@ -19,6 +23,7 @@ from discovery.store.store import Most, Store
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
+from ec262.protocol.terms import ANYBODY
 
 KEY_VERSION = 1
 """Version of worker keys; a future rotation counts it up."""
@@ -27,8 +32,9 @@ KEY_VERSION = 1
 class Registry:
     """Makes and checks accounts, lets workers in and out."""
 
-    def __init__(self, store: Store, keyring: Keyring, settings: Settings) -> None:
+    def __init__(self, store: Store, keyring: Keyring, settings: Settings, reach: Reach) -> None:
         self._store = store
+        self._reach = reach
         self._keyring = keyring
         self._settings = settings
 
@@ -127,7 +133,33 @@ class Registry:
         self._store.accounts.show(account_id, shown_name(wanted.name))
         return self.account_state(account_id)
 
-    def register(self, account_id: str, address: str, wanted: m.RegisterWorker) -> Registered:
+    def try_worker(self, address: str, wanted: m.RegisterWorker, *, unnamed: bool) -> Reached:
+        """Whether the worker serves through the relay; tries to connect to it, where it leaves that open.
+
+        Args:
+            unnamed: as `Reach.of`.
+
+        Raises:
+            Malformed: it listens nowhere and does not want the relay.
+            ProblemError: ``unreachable``: it wants no relay, and nobody could connect to it.
+        """
+        if not wanted.port and wanted.relay != "always":
+            raise Malformed("port: 0 is for workers that serve through the relay alone")
+        if wanted.relay == "always":
+            return "must"
+        if not wanted.relay:
+            return "never"
+        if self._reach.of(address, wanted.port, wanted.boot_id, unnamed=unnamed):
+            return "may" if wanted.relay == "auto" else "never"
+        if wanted.relay == "auto":
+            return "must"
+        raise ProblemError(
+            *(403, "unreachable"),
+            f"nobody can connect to this worker at {address}, port {wanted.port}: open the port in its firewall and "
+            "forward it in its router, or let it serve through the relay (--relay auto)",
+        )
+
+    def register(self, account_id: str, address: str, wanted: m.RegisterWorker, relay: Reached = "never") -> Registered:
         """Puts a worker in the pool at the address it came from.
 
         Raises:
@@ -149,13 +181,16 @@ class Registry:
                 layers=wanted.layers,
                 ask=wanted.ask,
                 platform=wanted.platform,
+                terms="" if wanted.terms == ANYBODY else msgspec.json.encode(wanted.terms).decode(),
+                willing=wanted.willing,
                 near=origins(address)[1],
                 most=Most(most, most * IDS_A_WORKER, self._settings.neighbourhood_workers),
+                relay=relay,
             )
         except NotAdmitted as reason:
             raise ProblemError(*NOT_ADMITTED[reason.what]) from None
 
-    def registered(self, wanted: m.RegisterWorker, done: Registered) -> m.WorkerRegistered:
+    def registered(self, wanted: m.RegisterWorker, done: Registered, relay: Reached = "never") -> m.WorkerRegistered:
         """The answer to a registration."""
         return m.WorkerRegistered(
             worker_id=wanted.worker_id,
@@ -165,15 +200,31 @@ class Registry:
             ttl_s=self._settings.ttl_s,
             capacity=wanted.slots * self._settings.prefetch,
             server_time_s=done.now_ms / 1000,
+            relay=relay == "must",
         )
 
-    def heartbeat(self, account_id: str, worker_id: str, boot_id: str) -> Beat | None:
-        """Prolongs a registration; None: register again."""
-        return self._store.heartbeat(worker_id, account_id, boot_id, int(self._settings.ttl_s * 1000))
+    def heartbeat(self, account_id: str, address: str, worker_id: str, wanted: m.Heartbeat) -> Beat | None:
+        """Prolongs a registration; None: register again, for there is none, or it is at another address now."""
+        ttl_ms, near = int(self._settings.ttl_s * 1000), origins(address)[1]
+        return self._store.heartbeat(
+            worker_id, account_id, wanted.boot_id, ttl_ms, willing=wanted.willing, address=address, near=near
+        )
 
     def leave(self, account_id: str, worker_id: str) -> bool:
         """Takes a worker out of the pool; False: not registered."""
         return self._store.leave(worker_id, account_id)
+
+    def caller_of(self, account_id: str, worker_id: str, relay_pass: bytes) -> tuple[int, str]:
+        """Until when (ms) a pass lets an account call a worker through the relay, and whom the worker knows it as.
+
+        Raises:
+            ProblemError: ``relay-refused``.
+        """
+        key = keys.relay_pass_key(self._keyring.master)
+        until_ms = valid_until_ms(key, account_id, worker_id, relay_pass)
+        if until_ms is None:
+            raise ProblemError(403, "relay-refused", "this pass is not of this account for this worker")
+        return until_ms, sender_of(key, account_id, worker_id)
 
     def worker_key(self, worker_id: str) -> bytes:
         """The key shared with a worker."""

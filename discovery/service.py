@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from ipaddress import ip_network
 from pathlib import Path
 
 import gevent
@@ -18,7 +19,7 @@ import redis
 from gevent.event import AsyncResult, Event
 from gevent.os import make_nonblocking, nb_read
 
-from discovery.addresses import plain
+from discovery.addresses import believed, plain
 from discovery.app import create_discovery
 from discovery.logs import start_logging
 from discovery.processes import (
@@ -37,7 +38,7 @@ from discovery.store.store import Store
 from discovery.upkeep import Upkeep, report_last
 from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
-from ec262.serving import Limits, Server
+from ec262.serving import Limits, Server, server_context
 
 log = logging.getLogger("ec262.discovery")
 
@@ -49,6 +50,8 @@ examples:
   ec262 discovery --network public --processes 4 --log-format json --metrics 127.0.0.1     for production
   ec262 discovery backup --data-dir DIR BACKUP         a copy of it all, while it runs
   ec262 discovery restore BACKUP --data-dir NEW-DIR    and back
+  ec262 discovery --host 0.0.0.0 --port 443 --tls-cert fullchain.pem --tls-key privkey.pem
+  ec262 discovery --trusted-proxy 127.0.0.1            behind a reverse proxy that speaks TLS
 
 then, on any machine:
   python worker.py -v --discovery http://THIS-HOST:26262
@@ -110,9 +113,21 @@ def parser() -> argparse.ArgumentParser:
             "private)",
         )  # fmt: skip
     made.add_argument(
-        "--trusted-proxy", type=_address, action="append", metavar="ADDRESS",
-        help="a reverse proxy whose X-Forwarded-For header is believed; may be repeated. Nobody else's is",
+        "--trusted-proxy", type=_network, action="append", metavar="CIDR",
+        help="a reverse proxy (address or network) whose X-Forwarded-For header is believed; may be repeated. Nobody "
+        "else's is",
     )  # fmt: skip
+    made.add_argument(
+        "--heartbeat", type=_interval, metavar="SECONDS",
+        help="how often workers are told to say that they are alive; one that is silent for three times as long leaves "
+        "the pool (default: 20)",
+    )  # fmt: skip
+    made.add_argument(
+        "--tls-cert", metavar="FILE", type=Path, help="certificate and its chain (PEM): the service answers https alone"
+    )
+    made.add_argument(
+        "--tls-key", metavar="FILE", type=Path, help="its private key (PEM), if it is not in the same file"
+    )
     made.add_argument(
         "--processes", type=_count, metavar="N",
         help="so many processes that answer, and one that watches over them: it replaces dead ones, and at SIGHUP all, "
@@ -141,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser().parse_args(arguments)
     if flags.starting_credits is not None and not 0 <= flags.starting_credits <= MOST_STARTING_CREDITS:
         parser().error(f"--starting-credits has to be from 0 to {MOST_STARTING_CREDITS}")
+    if flags.tls_key and not flags.tls_cert:
+        parser().error("--tls-key wants --tls-cert as well")
     if not 0 <= flags.port <= 65_535:
         parser().error("--port has to be from 0 to 65535")
     start_logging(flags.log_format, verbose=flags.verbose)
@@ -170,7 +187,10 @@ def _serve(flags: argparse.Namespace) -> int:
         address_connections=flags.address_connections,
         metrics=tuple(flags.metrics) if flags.metrics else None,
         proxies=tuple(flags.trusted_proxy) if flags.trusted_proxy else None,
+        heartbeat_s=flags.heartbeat,
+        ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
+    tls = server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None
     over: AsyncResult = AsyncResult()
     soon, replaced = Event(), Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -201,12 +221,15 @@ def _serve(flags: argparse.Namespace) -> int:
                 max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery")),
                 max_connections=MOST_CONNECTIONS,
                 max_connections_address=settings.address_connections,
-                trusted=frozenset(settings.proxies),
+                trusted=lambda address: believed(address, settings.proxies),
             ),
             access_log=log if flags.verbose else None,
             listener=listener,
+            tls=tls,
         )
         calm_collector()
+        # What waits at the relay must leave room for those who want something else.
+        discovery.relay.most_waiting = min(settings.relay_waiting, server.max_connections // 2)
         server.start()
         stack.callback(report_last, discovery)
         stack.callback(server.stop)
@@ -214,6 +237,7 @@ def _serve(flags: argparse.Namespace) -> int:
         discovery.api.ending = over.ready
         discovery.gate.pause = server.stopping.wait
         discovery.meter.connections = lambda: server.connections
+        stack.callback(discovery.relay.let_go)
         stack.callback(Upkeep(discovery, keeper, over).stop)
         if flags.parent_pipe:
             gevent.spawn(_wait_for_parent, over)
@@ -260,11 +284,28 @@ def _limit(text: str) -> int:
     return int(text)
 
 
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a number of seconds from 0.05 to 3600")
+    return seconds
+
+
 def _address(text: str) -> str:
     try:
         return plain(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no IP address") from None
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no IP address, and no network such as 10.0.0.0/8") from None
 
 
 def _drain(server: Server, replaced: Event, soon: Event) -> None:

@@ -29,7 +29,7 @@ class Settings:
         anonymous_requests: the same of an address, of requests that no account is behind.
         address_connections: most connections of an address at a time, to each process; 0: any number.
         metrics: addresses that may read ``/metrics``; none: nobody may.
-        proxies: addresses of reverse proxies that say truly whom they speak for.
+        proxies: networks of reverse proxies that say truly whom they speak for, in CIDR notation.
         ttl_s: a worker that sent no heartbeat for so long leaves the pool.
         heartbeat_s: how often workers are told to send one.
         prefetch: most leases a worker holds for each of its slots.
@@ -53,6 +53,13 @@ class Settings:
         account_jobs: most jobs of one account that are kept to be shown.
         most_backlog_bytes: of the store's memory that entries of the ledger may take before they are on disk; with more
             nothing new is begun.
+        relay_bytes: most bytes of relayed calls and replies in one process.
+        relay_waiting: most relayed calls and workers' polls that wait in one process; never more than half of the
+            connections that it may have.
+        relay_worker_bytes: most bytes of the calls that wait for one worker.
+        relay_worker_calls: most such calls, of one account half of them.
+        relay_poll_s: longest that a worker's poll waits.
+        relay_absent_s: a worker of which the relay heard nothing for so long is not there.
     """
 
     network: Network = "private"
@@ -94,6 +101,12 @@ class Settings:
     ended_job_s: float = 3600.0
     account_jobs: int = 64
     most_backlog_bytes: int = 256 * 1024 * 1024
+    relay_bytes: int = 64 * 1024 * 1024
+    relay_waiting: int = 2000
+    relay_worker_bytes: int = 8 * 1024 * 1024
+    relay_worker_calls: int = 64
+    relay_poll_s: float = 20.0
+    relay_absent_s: float = 35.0
     sweep_every_s: float = 1.0
 
     @property

@@ -8,6 +8,9 @@ variable                 overrides
 ``EC262_WORKER_<NAME>``  the field ``name`` of `WorkerSettings`, such as ``EC262_WORKER_SLOTS=2``
 ``EC262_INVITATION``     an invitation, for accounts that workers and jobs make by themselves
 ``EC262_PLAIN_HTTP``     ``1``: secrets may travel without TLS beyond this machine (a network you trust)
+``EC262_CA_BUNDLE``      a PEM file: the authorities that discovery's certificate is believed from, instead of the usual
+``EC262_PRIVATE_PEERS``  ``1``: jobs connect to workers on this machine and in private networks also where a discovery
+                         elsewhere names them (a network you trust)
 =======================  =======================================================================================
 
 ``EC262_ACCOUNT`` and ``EC262_SECRET`` are read by `ec262.credentials`.
@@ -35,6 +38,9 @@ _MEBIBYTE = 1024 * 1024
 _STORAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,57}")
 MOST_ASKED = 100
 """As in `ec262.protocol.messages`."""
+_ID = re.compile(r"[0-9a-f]{16,32}")
+MOST_NAMED = 16
+"""As `ec262.protocol.messages.MAX_NAMED`."""
 MOST_DATA_DIRS = 15
 """A worker registers 16 capabilities at most, one of them its executor."""
 
@@ -56,6 +62,11 @@ class WorkerSettings:
         slots: tasks computed at the same time.
         sandbox: ``native``, or ``none``: run strangers' code unconfined.
         min_price: least that a replica is computed for, as a multiple of the usual price.
+        relay: serve through discovery's relay: ``auto``: where nobody can connect to this worker; ``always``: do not
+            listen at all; ``never``.
+        ca_bundle: PEM file of the authorities that discovery's certificate is believed from; empty: as the environment
+            says (``EC262_CA_BUNDLE``), else the usual ones.
+        relayed_bytes: memory for parts of relayed requests and answers.
         allow_modules: modules that jobs may import beside the sandbox's own list.
         data_dirs: shared storages that tasks may read, as (name, directory or URL); in the environment
             ``EC262_WORKER_DATA_DIRS="books=/data/books; logs=s3://bucket/logs"``.
@@ -73,6 +84,22 @@ class WorkerSettings:
         show_receipts_after_s: a lease finished so long ago and still open at discovery has its receipt shown there.
         retry_s: first pause before discovery is asked again when it does not answer; doubles up to `retry_max_s`.
         drain_s: how long a worker that leaves waits until its results are fetched.
+        niceness: of the worker's processes, 0 to 19; the command sets it, `run_worker` leaves the program's alone.
+        memory_bytes: most memory for tasks and what waits: fewer slots where it does not suffice for all. 0: no limit.
+        only_idle: work only while nobody else uses the machine: others need less than the share `idle_load` of its
+            processors, and no terminal has been typed at, for `idle_after_s`.
+        only_on_mains: not on battery.
+        hours: when to work, such as ``22:00-07:00`` or ``sat-sun@00:00-24:00``, local time; none: always.
+        max_task_cpu_s: the longest task that is taken, by its CPU limit. 0: any.
+        max_task_input_bytes: the largest that is taken, by its sealed input. 0: any.
+        allow_accounts, allow_jobs: ids of whom alone to serve; none: everybody.
+        deny_accounts, deny_jobs: ids of whom not to serve.
+        max_living_s: end after so long without a word from discovery, the time the machine was suspended aside. 0:
+            never.
+        metrics_port: where Prometheus can ask for metrics; 0: any port that is free; None: nowhere.
+        metrics_host: the address of that port.
+        look_every_s: how often sensors, preferences and the clock are looked at.
+        sensors: a file of JSON to read instead of this machine's sensors (see `ec262.worker.sensors`); for tests.
     """
 
     port: int = WORKER_PORT
@@ -80,6 +107,9 @@ class WorkerSettings:
     slots: int = field(default_factory=core_count)
     sandbox: str = "native"
     min_price: int = 1
+    relay: str = "auto"
+    ca_bundle: str = ""
+    relayed_bytes: int = 256 * _MEBIBYTE
     allow_modules: tuple[str, ...] = ()
     data_dirs: tuple[tuple[str, str], ...] = ()
     read_bytes: int = 256 * _MEBIBYTE
@@ -97,6 +127,24 @@ class WorkerSettings:
     retry_s: float = 0.5
     retry_max_s: float = 15.0
     drain_s: float = 30.0
+    niceness: int = 0
+    memory_bytes: int = 0
+    only_idle: bool = False
+    idle_load: float = 0.25
+    idle_after_s: float = 120.0
+    only_on_mains: bool = False
+    hours: tuple[str, ...] = ()
+    max_task_cpu_s: float = 0.0
+    max_task_input_bytes: int = 0
+    allow_accounts: tuple[str, ...] = ()
+    deny_accounts: tuple[str, ...] = ()
+    allow_jobs: tuple[str, ...] = ()
+    deny_jobs: tuple[str, ...] = ()
+    max_living_s: float = 0.0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    look_every_s: float = 2.0
+    sensors: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -107,6 +155,8 @@ class WorkerSettings:
             raise SetupError(f"a price of {self.min_price}: a worker may ask for 1 to {MOST_ASKED}")
         if self.sandbox not in ("native", "none"):
             raise SetupError(f"there is no sandbox {self.sandbox!r}: choose native or none")
+        if self.relay not in ("auto", "always", "never"):
+            raise SetupError(f"there is no relay {self.relay!r}: choose auto, always or never")
         if len({name for name, _ in self.data_dirs}) < len(self.data_dirs) or len(self.data_dirs) > MOST_DATA_DIRS:
             raise SetupError(f"data directories have different names, and there are at most {MOST_DATA_DIRS}")
         for name, root in self.data_dirs:
@@ -116,10 +166,20 @@ class WorkerSettings:
             value = getattr(self, each.name)
             if isinstance(value, float | int) and not value >= 0:  # NaN, too
                 raise SetupError(f"{each.name} has to be a number, zero or more")
+        if self.niceness > 19:
+            raise SetupError(f"a niceness of {self.niceness}: it is 0 to 19")
+        if self.metrics_port is not None and self.metrics_port > 65_535:
+            raise SetupError(f"port {self.metrics_port} is not between 0 and 65535")
+        for name in ("allow_accounts", "deny_accounts", "allow_jobs", "deny_jobs"):
+            ids = getattr(self, name)
+            if len(ids) > MOST_NAMED or not all(_ID.fullmatch(each) for each in ids):
+                raise SetupError(f"{name}: at most {MOST_NAMED} ids, each of 16 to 32 hexadecimal digits")
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None, **chosen: Any) -> WorkerSettings:
-        """Settings as chosen (None: not chosen), then as the environment says, then the defaults.
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None, preferences: Mapping[str, Any] | None = None, **chosen: Any
+    ) -> WorkerSettings:
+        """Settings as chosen (None: not chosen), then as the environment says, then as preferred, then the defaults.
 
         Raises:
             SetupError: a variable that is not what its field takes.
@@ -135,7 +195,14 @@ class WorkerSettings:
                 values[each.name] = _READERS[str(each.type)](text)
             except ValueError:
                 raise SetupError(f"{variable}={text!r} is not a value for {each.name}") from None
-        return cls(**values)
+        return cls(**{**(preferences or {}), **values})
+
+
+def _read_switch(text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.strip().lower() not in known:
+        raise ValueError(text)
+    return known[text.strip().lower()]
 
 
 def _read_words(text: str) -> tuple[str, ...]:
@@ -159,7 +226,9 @@ def _read_data_dirs(text: str) -> tuple[tuple[str, str], ...]:
 
 
 _READERS: dict[str, Any] = {
+    "bool": _read_switch,
     "int": int,
+    "int | None": int,
     "float": float,
     "str": str,
     "tuple[str, ...]": _read_words,
@@ -215,13 +284,25 @@ def configured_invitation(environ: Mapping[str, str] | None = None) -> str:
     return (os.environ if environ is None else environ).get("EC262_INVITATION", "").strip()
 
 
-def discovery_url(chosen: str | None = None) -> str:
-    """The discovery service to use: as chosen, else as the environment says, else on this machine.
+def configured_ca_bundle(environ: Mapping[str, str] | None = None) -> str:
+    """The file with the authorities that the environment wants believed; empty: the usual ones."""
+    return (os.environ if environ is None else environ).get("EC262_CA_BUNDLE", "").strip()
+
+
+def private_peers_allowed(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment lets jobs connect to any loopback or private address that discovery names."""
+    return (os.environ if environ is None else environ).get("EC262_PRIVATE_PEERS", "").strip() == "1"
+
+
+def discovery_url(chosen: str | None = None, preferred: str = "") -> str:
+    """The discovery service to use: as chosen, else as the environment says, else as preferred, else on this machine.
 
     Raises:
         SetupError: not the URL of a service.
     """
-    return normalise_url(chosen) if chosen else configured_discovery() or DEFAULT_DISCOVERY_URL
+    if chosen:
+        return normalise_url(chosen)
+    return configured_discovery() or normalise_url(preferred or DEFAULT_DISCOVERY_URL)
 
 
 def normalise_url(url: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import random
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -16,23 +17,48 @@ from urllib.parse import urlsplit
 
 import gevent
 import msgspec
+from gevent import ssl
 from gevent.lock import BoundedSemaphore
 from geventhttpclient import HTTPClient
+from geventhttpclient.connectionpool import SSLConnectionPool
 from geventhttpclient.response import HTTPParseError
 
 from ec262 import __version__
-from ec262.config import configured_invitation, normalise_url, require_private_channel
+from ec262.config import (
+    configured_ca_bundle,
+    configured_invitation,
+    normalise_url,
+    private_peers_allowed,
+    require_private_channel,
+)
 from ec262.credentials import Account
-from ec262.errors import DiscoveryUnreachable, InsufficientCredits, Malformed, NetworkError, ProblemError, Unauthorized
+from ec262.errors import (
+    DiscoveryUnreachable,
+    InsufficientCredits,
+    Malformed,
+    NetworkError,
+    ProblemError,
+    SetupError,
+    Unauthorized,
+)
 from ec262.protocol import messages as m
 from ec262.protocol.problems import CONTENT_TYPE
 from ec262.protocol.routes import route
+from ec262.protocol.scopes import refusal
 from ec262.protocol.versions import user_agent
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 _BROKEN = (OSError, HTTPParseError, RuntimeError)
 """What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
+_PACKED = frozenset({"call_relay", "take_calls", "reply_to_call"})
+"""Routes that carry bytes, as MessagePack."""
+_MOST_ASKED_S = 5.0
+_LIVELY = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
+    if hasattr(socket, name)
+]
 _NOT_REPEATED = frozenset({"create_account"})
 """Routes of which a second call does something more; all others may be repeated by design."""
 
@@ -49,11 +75,16 @@ class DiscoveryClient:
         concurrency: most calls at the same time; further ones wait for their turn.
         connect_timeout_s: to get a connection.
         answer_timeout_s: between two pieces of an answer.
-        retry_for_s: a call that cannot be answered is repeated for so long, with growing pauses, where repeating is
-            harmless (all routes but ``create_account``). 0: once.
+        retry_for_s: a call that cannot be answered is repeated for so long, with growing pauses (as long as the service
+            asks for, where it says), where repeating is harmless (all routes but ``create_account``). 0: once.
+        ca_bundle: PEM file of the authorities that an https service's certificate is believed from; None: as the
+            environment says, else the usual ones.
+
+    Attributes:
+        addresses: where it was connected to, in numbers.
 
     Raises:
-        SetupError: the URL is none, or secrets would travel readable beyond this machine.
+        SetupError: the URL is none, or secrets would travel readable beyond this machine; the bundle cannot be used.
     """
 
     def __init__(
@@ -66,14 +97,19 @@ class DiscoveryClient:
         connect_timeout_s: float = 5.0,
         answer_timeout_s: float = 30.0,
         retry_for_s: float = 10.0,
+        ca_bundle: str | None = None,
     ) -> None:
         self.url = normalise_url(url)
         require_private_channel(self.url)
+        self.addresses: set[str] = set()
+        self._ca_bundle = configured_ca_bundle() if ca_bundle is None else ca_bundle
+        self._tls = _tls(self._ca_bundle) if self.url.startswith("https:") else None
         self._split = urlsplit(self.url)
         self._timeouts_s = (connect_timeout_s, answer_timeout_s)
         self._retry_for_s = retry_for_s
         self._turns = BoundedSemaphore(concurrency)
         self._idle: list[HTTPClient] = []
+        self._from: tuple[Any, ...] = ()
         self._closed = False
         self.account_id = ""
         self._authorization: dict[str, str] = {}
@@ -100,6 +136,22 @@ class DiscoveryClient:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+    def sibling(self, *, concurrency: int, answer_timeout_s: float) -> DiscoveryClient:
+        """A client of the same service for the same account, whose calls wait for longer and are not repeated."""
+        made = DiscoveryClient(
+            self.url,
+            concurrency=concurrency,
+            answer_timeout_s=answer_timeout_s,
+            retry_for_s=0.0,
+            ca_bundle=self._ca_bundle,
+        )
+        made.account_id, made._authorization = self.account_id, self._authorization
+        return made
+
+    def refuses(self, address: str) -> str:
+        """Why not to connect to an address that this service named; empty: nothing speaks against it."""
+        return refusal(address, self.addresses, near_too=private_peers_allowed())
 
     # --- one method a route ---
 
@@ -234,6 +286,18 @@ class DiscoveryClient:
         """Sends credits. Its idempotency key makes repeating harmless."""
         return self._call("transfer", m.Transferred, body)
 
+    def call_relay(self, worker_id: str, body: m.CallRelay) -> m.RelayReply:
+        """Calls a worker through the relay: once, for whether repeating is harmless only the caller knows."""
+        return self._call("call_relay", m.RelayReply, body, worker_id=worker_id)
+
+    def take_calls(self, worker_id: str, body: m.TakeCalls) -> m.CallsTaken:
+        """Waits for calls through the relay. Not repeated: see `call_relay`."""
+        return self._call("take_calls", m.CallsTaken, body, worker_id=worker_id)
+
+    def reply_to_call(self, worker_id: str, call_id: str, body: m.RelayReply) -> None:
+        """Replies to a call. Repeating is harmless."""
+        self._answer("reply_to_call", {"worker_id": worker_id, "call_id": call_id}, body)
+
     # --- how ---
 
     def _strange(self, name: str, what: str) -> NetworkError:
@@ -242,7 +306,7 @@ class DiscoveryClient:
     def _call(self, name: str, response: type[M], body: m.Message | None = None, **path: str) -> M:
         answer = self._answer(name, path, body)
         try:
-            return m.decode(response, answer)
+            return m.decode(response, answer, m.PACKED if name in _PACKED else m.JSON)
         except Malformed as reason:
             wanted = response.__name__
             raise NetworkError(f"{self.url} answered {name} with something else than {wanted}: {reason}") from None
@@ -264,28 +328,39 @@ class DiscoveryClient:
             target = target.replace(f"<{part}>", value)
         if called.query:
             target += "?" + "&".join(f"{name}={path[name]}" for name in called.query)
-        content = b"" if body is None else m.encode(body)
+        media = m.PACKED if name in _PACKED else m.JSON
+        content = b"" if body is None else m.encode(body, media)
         headers = dict(self._authorization) if called.auth in ("account", "optional") else {}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = headers["Accept"] = media
         until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
         pause_s = 0.05
         while True:
             retry_s = 0.0
             try:
-                status, kind, retry_s, answer = self._exchange(called.method, target, content, headers)
+                status, kind, answer, asked_s = self._exchange(called.method, target, content, headers)
+            except ssl.SSLCertVerificationError as reason:
+                raise DiscoveryUnreachable(
+                    f"discovery at {self.url} shows a certificate that is not to be believed "
+                    f"({_plain(reason.verify_message)}); of an authority of your own, name the file with it in "
+                    "EC262_CA_BUNDLE"
+                ) from reason
             except _BROKEN as reason:
+                why = _plain(reason)
+                if isinstance(reason, ssl.SSLError) and "WRONG_VERSION_NUMBER" in why:
+                    why = "what answers there does not speak TLS; should it be http://?"
                 problem: NetworkError = DiscoveryUnreachable(
-                    f"discovery at {self.url} does not answer ({_plain(reason)}); is it running there?"
+                    f"discovery at {self.url} does not answer ({why}); is it running there?"
                 )
                 cause: BaseException | None = reason
             else:
                 if 200 <= status < 300:
                     return answer
-                refused = _problem_of(status, kind, answer)
+                refused = _problem_of(status, kind, answer, asked_s)
                 if status != 503 and refused.code != "rate-limited":
                     raise refused
                 problem, cause = refused, None
+                retry_s = asked_s if refused.code == "rate-limited" else min(asked_s, _MOST_ASKED_S)
                 pause_s = max(pause_s, retry_s)
             if time.monotonic() + pause_s > until:
                 raise problem from cause
@@ -294,10 +369,14 @@ class DiscoveryClient:
 
     def _exchange(
         self, method: str, target: str, content: bytes, headers: dict[str, str]
-    ) -> tuple[int, str, float, bytes]:
-        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, seconds to
-        wait before the next, body."""
+    ) -> tuple[int, str, bytes, float]:
+        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, body, and for
+        how long the service wants to be left alone."""
         with self._turns:
+            if self._idle and not _is_here(self._from):
+                # The machine has moved: what is said on these connections arrives nowhere, and nobody would say so.
+                while self._idle:
+                    self._idle.pop().close()
             connection = self._idle.pop() if self._idle else self._connect()
             sound = False
             try:
@@ -316,12 +395,13 @@ class DiscoveryClient:
                     self._idle.append(connection)
                 else:
                     connection.close()
-            kind, retry = str(response.get("content-type") or ""), str(response.get("retry-after") or "")
-            return int(response.status_code), kind, _seconds(retry), b"".join(pieces)
+            kind, after = str(response.get("content-type") or ""), str(response.get("retry-after") or "")
+            return int(response.status_code), kind, b"".join(pieces), _seconds(after)
 
     def _connect(self) -> HTTPClient:
         connect_s, answer_s = self._timeouts_s
-        return HTTPClient(
+        tls = self._tls
+        made = HTTPClient(
             self._split.hostname or "",
             self._split.port or (443 if self._split.scheme == "https" else 80),
             ssl=self._split.scheme == "https",
@@ -330,7 +410,19 @@ class DiscoveryClient:
             network_timeout=answer_s,
             block_size=64 * 1024,
             concurrency=1,
+            ssl_context_factory=None if tls is None else lambda **_: tls,
         )
+        setattr(made._connection_pool, "after_connect", self._note_address)  # noqa: B010 - a hook, says its author
+        return made
+
+    def _note_address(self, connection: Any) -> None:
+        # Of the connection itself, because a name may mean another address each time it is asked for.
+        self.addresses.add(str(connection.getpeername()[0]))
+        self._from = connection.getsockname()
+        # A line that is dead, or an address that we no longer have, is noticed while an answer is waited for.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _LIVELY:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _seconds(retry: str) -> float:
@@ -338,7 +430,30 @@ def _seconds(retry: str) -> float:
     return float(retry) if retry.isascii() and retry.isdigit() and len(retry) < 7 else 0.0
 
 
-def _problem_of(status: int, kind: str, answer: bytes) -> ProblemError:
+def _is_here(local: tuple[Any, ...]) -> bool:
+    """Whether this machine still has the address of a socket's near end, as ``getsockname`` gave it."""
+    try:
+        with socket.socket(socket.AF_INET if len(local) == 2 else socket.AF_INET6, socket.SOCK_DGRAM) as tried:
+            tried.bind((local[0], 0, *local[2:]))
+    except OSError:
+        return False
+    return True
+
+
+def _tls(ca_bundle: str) -> ssl.SSLContext:
+    """How clients speak TLS: the certificate has to be of the name in the URL, and of an authority that is believed."""
+    # gevent's: what `create_default_context` makes is the standard library's, and keeps all greenlets waiting. It asks
+    # for a certificate of the right name by itself.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=ca_bundle or SSLConnectionPool.default_options["ca_certs"])
+        return context
+    except (OSError, ssl.SSLError) as reason:
+        raise SetupError(f"the authorities in {ca_bundle} (EC262_CA_BUNDLE) cannot be used: {reason}") from None
+
+
+def _problem_of(status: int, kind: str, answer: bytes, asked_s: float) -> ProblemError:
     """The error a problem document stands for."""
     code, detail = "http-error", f"discovery answered with HTTP status {status}"
     fields: dict[str, object] = {}
@@ -350,6 +465,8 @@ def _problem_of(status: int, kind: str, answer: bytes) -> ProblemError:
         else:
             code, detail = _plain(problem.code), _plain(problem.detail)
             fields = {"needed": problem.needed, "available": problem.available}
+    if asked_s:
+        fields["retry_after_s"] = asked_s
     if status == 401:
         return Unauthorized(status, code, detail, **fields)
     if status == 402:

@@ -51,6 +51,10 @@ class DiscoveryUnreachable(NetworkError):
     """The discovery service does not answer; check its address and that it runs."""
 
 
+class WorkerLost(DiscoveryUnreachable):
+    """A worker had no word from discovery for as long as its owner lets it live; so it ended by itself."""
+
+
 class NoWorkers(NetworkError):
     """No worker that fits is free and none came while the job waited; start workers or wait longer."""
 

@@ -16,13 +16,14 @@ import re
 import socket as plain_socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Protocol
 
 from gevent import pywsgi
 from gevent.event import Event
+from gevent.socket import socket as gevent_socket
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -73,7 +74,7 @@ class Limits:
             request in progress is closed. Never more than the process may have descriptors.
         max_buffered_bytes: bodies in memory, of all requests together (503).
         max_connections_address: open at the same time from one address; a further one is closed at once. 0: any number.
-        trusted: addresses without that limit, because they speak for many (reverse proxies).
+        trusted: whether an address is without that limit, because it speaks for many (a reverse proxy).
         linger_s: how long the rest of a refused body is read and dropped, so that its sender comes to read why.
     """
 
@@ -89,7 +90,7 @@ class Limits:
     max_connections: int = 1000
     max_buffered_bytes: int = 512 * 1024 * 1024
     max_connections_address: int = 0
-    trusted: frozenset[str] = frozenset()
+    trusted: Callable[[str], bool] = field(default=lambda address: False)
     linger_s: float = 2.0
 
 
@@ -190,7 +191,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         """Lets it end at its next wait for a request; what arrived before is still answered."""
         with contextlib.suppress(OSError):
             # Reading only: what the kernel has already received can still be read (on Linux), and answered.
-            self.socket.shutdown(plain_socket.SHUT_RD)
+            self._shutdown(plain_socket.SHUT_RD)
 
     def handle_one_request(self) -> Any:
         """Instead of the base's: reads the body as well before it calls the application, has deadlines, answers
@@ -422,7 +423,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         )
         try:
             self._sendall(head.encode() + (b"" if getattr(self, "command", "") == "HEAD" else body))
-            self.socket.shutdown(plain_socket.SHUT_WR)
+            self._shutdown(plain_socket.SHUT_WR)
             self._incoming.deadline = time.monotonic() + self.server.limits.linger_s
             waste = bytearray(_PIECE_BYTES)
             dropped = 0
@@ -432,6 +433,11 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
             pass
         self.time_finish = time.time()
         self.log_request()
+
+    def _shutdown(self, how: int) -> None:
+        """Shuts the connection down in one direction. The method of a TLS socket would go on without TLS after it: what
+        is read and written then is taken, and sent, as it is."""
+        gevent_socket.shutdown(self.socket, how)
 
     def handle_error(self, t: type[BaseException], v: BaseException, tb: TracebackType) -> None:
         """Instead of the base's text/plain and gevent's own printing: the log, and problem+json."""

@@ -12,14 +12,16 @@ that made it: gevent has one event loop a thread.
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import logging
 import resource
 import socket as plain_socket
 import time
+from pathlib import Path
 from typing import Any, Self
 
-from gevent import pywsgi
+from gevent import pywsgi, ssl
 from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.pool import Pool
@@ -48,6 +50,7 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         max_connections: int,
         access_log: logging.Logger | None,
         shared: bool,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.limits = limits
         self.max_connections = max_connections
@@ -68,6 +71,7 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
             # Named here because pywsgi would ask the name service for it, for seconds on some machines.
             # Several processes on one listener: each accepts one connection at a time, so that all get their share.
             environ={"SERVER_NAME": str(listener.getsockname()[0]), "wsgi.multiprocess": shared},
+            **({"ssl_context": tls} if tls is not None else {}),
         )
 
     def do_handle(self, client_socket: Any, address: Any) -> None:
@@ -79,7 +83,19 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
 
     def _greedy(self, address: str, further: int) -> bool:
         most = self.limits.max_connections_address
-        return bool(most) and self.of_address[address] + further > most and address not in self.limits.trusted
+        return bool(most) and self.of_address[address] + further > most and not self.limits.trusted(address)
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
+        """Instead of gevent's, which waits for ever for a client that opens a connection and does not greet, and
+        prints a traceback for each that greets in another language."""
+        client_socket.settimeout(self.limits.header_timeout_s)
+        try:
+            connection = self.wrap_socket(client_socket, **self.ssl_args)
+        except OSError:  # ssl.SSLError is one, and so is a timeout
+            client_socket.close()
+            return
+        with contextlib.closing(connection):
+            self.handle(connection, address)
 
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
@@ -105,6 +121,7 @@ class Server:
     Attributes:
         host: the address it listens on.
         port: the port it listens on, chosen by the system where 0 was asked for.
+        max_connections: as many as the limits say, or the process may have descriptors.
         stopping: set as soon as a stop begins; an application that holds requests (long polls) waits on it
             to let them go.
     """
@@ -119,6 +136,7 @@ class Server:
         access_log: logging.Logger | None = None,
         backlog: int = 1024,
         listener: plain_socket.socket | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Binds; `start` begins to accept.
 
@@ -130,6 +148,7 @@ class Server:
             access_log: where a line a request goes; None for nowhere.
             backlog: connections that the kernel holds until they are accepted.
             listener: a socket of `listen` that other processes accept on as well; instead of host, port and backlog.
+            tls: of `server_context`; None: plain HTTP.
         Raises:
             SetupError: nobody can listen there.
         """
@@ -145,7 +164,9 @@ class Server:
             accepting.setblocking(False)
         self.host = host
         self.port = int(accepting.getsockname()[1])
-        self._server = _WSGIServer(accepting, app, self.limits, allowed, access_log, listener is not None)
+        self.max_connections = allowed
+        self._scheme = "http" if tls is None else "https"
+        self._server = _WSGIServer(accepting, app, self.limits, allowed, access_log, listener is not None, tls)
         self.stopping: Any = self._server.stopping
         self._asked_to_stop = Event()
         self._loop = get_hub().loop
@@ -162,8 +183,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        """``http://host:port`` without a slash at its end."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        """``http://host:port``, or ``https``, without a slash at its end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._scheme}://{host}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -261,6 +283,32 @@ def serve(
 
 def _address(handler: Handler) -> str:
     return str(handler.client_address[0]) if handler.client_address else ""
+
+
+def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """How a server speaks TLS: 1.2 and up, with the standard library's choice of ciphers.
+
+    Args:
+        certificate: PEM file with the certificate and those between it and its authority.
+        key: PEM file with its private key; None: it is in the same file.
+
+    Raises:
+        SetupError: the files are not readable, or not of this form, or do not fit each other.
+    """
+    # gevent's: what `create_default_context` makes is the standard library's, and keeps all others waiting.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def no_password() -> str:
+        raise SetupError(f"the key in {key or certificate} has a password, which nobody is there to type: remove it")
+
+    try:
+        context.load_cert_chain(certificate, key, password=no_password)
+    except ssl.SSLError as reason:
+        raise SetupError(f"{certificate} and {key or certificate} are no certificate and its key: {reason}") from None
+    except OSError as reason:
+        raise SetupError(f"the certificate or its key cannot be read: {reason}") from None
+    return context
 
 
 def listen(host: str, port: int, backlog: int = 1024) -> Any:

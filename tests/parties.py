@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from werkzeug.test import TestResponse
 
@@ -59,6 +59,12 @@ class Caller:
         if response.status_code >= 300:
             raise Problem(response)
         return m.decode(kind, response.data)
+
+    def tell(self, path: str, body: m.Message) -> None:
+        """Posts to a route that has nothing to say; raises `Problem`."""
+        response = self.raw("POST", path, m.encode(body))
+        if response.status_code >= 300:
+            raise Problem(response)
 
     def raw(self, method: str, path: str, body: bytes | None = None, **headers: str) -> TestResponse:
         """Calls a route with whatever body."""
@@ -139,7 +145,7 @@ class Foreman(Caller):
 
 @dataclass
 class Worker:
-    """Sells work: has no server, for discovery never calls one."""
+    """Sells work: has no server, for discovery calls none unless the worker says something of the relay."""
 
     caller: Caller
     worker_id: str = field(default_factory=lambda: os.urandom(16).hex())
@@ -147,6 +153,7 @@ class Worker:
     slots: int = 1
     port: int = 1
     capabilities: Sequence[str] = ()
+    relay: Literal["", "auto", "always", "never"] = ""
     registered: m.WorkerRegistered = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +168,7 @@ class Worker:
             slots=self.slots,
             python="3.11",
             capabilities=list(self.capabilities),
+            relay=self.relay,
         )
         self.registered = self.caller.call("POST", "/v1/workers", m.WorkerRegistered, body)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,14 +22,22 @@ START_S = 60.0
 class Process:
     """A child that says in one line of JSON that it is ready."""
 
-    def __init__(self, arguments: Sequence[str], *, home: Path, log: Path) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        home: Path,
+        log: Path,
+        within: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = log
-        environment = {**os.environ, "EC262_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "EC262_HOME": str(home), "PYTHONPATH": str(ROOT), **(environment or {})}
         for name in ("EC262_DISCOVERY", "EC262_ACCOUNT", "EC262_SECRET"):
             environment.pop(name, None)
         with open(log, "ab") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, *arguments, "--report-ready", "--parent-pipe"],
+                [*within, sys.executable, *arguments, "--report-ready", "--parent-pipe"],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,

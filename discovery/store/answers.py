@@ -65,10 +65,11 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a heartbeat learns."""
+    """What a heartbeat learns. `called`: somebody wants the worker at the relay."""
 
     now_ms: int
     epoch: int
     earned: int
     balance: int
     open_leases: list[str]
+    called: bool = False

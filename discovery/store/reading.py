@@ -51,8 +51,8 @@ def workers_of(worker_ids: Sequence[str], answer: bytes) -> dict[str, WorkerReco
 
 def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
     """A worker from the fields that sample.lua and workers.lua name; what it does not have is false."""
-    account, address, port, slots, epoch, used, capacity, *known, share, ask, platform, banned, auditor = fields
-    verified, doubts, words, accusers = known
+    account, address, port, slots, epoch, used, capacity, *known = fields
+    verified, doubts, words, accusers, share, ask, platform, banned, auditor, terms, relay = known
     return WorkerRecord(
         worker_id=worker_id,
         account_id=account,
@@ -71,6 +71,8 @@ def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
         platform=platform or "",
         banned=bool(banned),
         auditor=bool(auditor),
+        terms=terms or "",
+        relay=relay or "never",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, po
 from discovery.store.accounts import Accounts
 from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample, Told
 from discovery.store.books import Books
+from discovery.store.channel import Channel
 from discovery.store.connection import connect, reconnect, together
 from discovery.store.pulse import Pulse
 from discovery.store.rates import Rates
@@ -62,6 +64,23 @@ class Most:
     neighbourhood: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A call of a foreman that is to be taken by a worker: who holds it, how large it is, how long it waits.
+
+    Attributes:
+        pass_until_ms: until when its account may call the worker.
+    """
+
+    worker_id: str
+    call_id: str
+    process: str
+    account_id: str
+    size: int
+    wait_s: float
+    pass_until_ms: int
+
+
 class Store:
     """The one door to Redis; safe to use from many threads or greenlets.
 
@@ -72,6 +91,7 @@ class Store:
         accounts: the accounts' side of it.
         reputations: what it knows of workers and of jobs that are not closed.
         pulse: numbers for people to see.
+        channel: how the processes of one service talk to each other.
     """
 
     def __init__(self, url: str) -> None:
@@ -84,6 +104,7 @@ class Store:
         self.reputations = Reputations(self._redis, self._scripts)
         self.rates = Rates(self._redis, self._scripts)
         self.pulse = Pulse(self._redis)
+        self.channel = Channel(self._redis)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""
@@ -96,6 +117,7 @@ class Store:
 
     def close(self) -> None:
         """Closes all connections."""
+        self.channel.close()
         self._redis.close()
 
     # --- workers ---
@@ -118,11 +140,17 @@ class Store:
         platform: str = "",
         near: str = "",
         most: Most = Most(),
+        terms: str = "",
+        willing: bool = True,
+        relay: str = "never",
     ) -> Registered:
         """Puts a worker in the pool.
 
         Args:
+            relay: whether it serves through the relay, as `WorkerRecord.relay`.
             near: the neighbourhood of its address that `most` counts in.
+            terms: `WorkerRecord.terms`.
+            willing: False: it is alive, and in no pool until a heartbeat says otherwise.
 
         Raises:
             NotAdmitted: it may not enter; nothing was changed.
@@ -132,17 +160,30 @@ class Store:
             *(worker_id, account_id, address, port, slots, capacity, boot_id, worker_class, ttl_ms, ",".join(layers)),
             *(" ".join(pools_of(capabilities, platform)), ask, platform, near),
             *(most.account, most.ids, most.neighbourhood),
+            *(terms, "" if willing else "1", relay),
         )
         if answer[0] != b"ok":
             raise NotAdmitted(answer[0].decode())
         return Registered(answer[1], answer[2], [lease.decode() for lease in answer[3:]])
 
-    def heartbeat(self, worker_id: str, account_id: str, boot_id: str, ttl_ms: int) -> Beat | None:
-        """Prolongs a registration; None: not registered, and nothing was made."""
-        answer = self._run("heartbeat", worker_id, account_id, boot_id, ttl_ms)
+    def heartbeat(
+        self,
+        worker_id: str,
+        account_id: str,
+        boot_id: str,
+        ttl_ms: int,
+        *,
+        willing: bool = True,
+        address: str = "",
+        near: str = "",
+    ) -> Beat | None:
+        """Prolongs a registration; None: not registered (there, if that is given), and nothing was changed."""
+        away = "" if willing else "1"
+        answer = self._run("heartbeat", worker_id, account_id, boot_id, ttl_ms, away, address, near)
         if answer[0] != b"ok":
             return None
-        return Beat(answer[1], answer[2], answer[3], answer[4], [lease.decode() for lease in answer[5:]])
+        leases = [lease.decode() for lease in answer[6:]]
+        return Beat(answer[1], answer[2], answer[3], answer[4], leases, bool(answer[5]))
 
     def leave(self, worker_id: str, account_id: str) -> bool:
         """Takes a worker out of the pool; False: not registered."""
@@ -180,6 +221,59 @@ class Store:
     def workers_alive(self) -> int:
         """How many workers are registered, of all classes."""
         return int(self._redis.zcard(f"{_PREFIX}alive"))
+
+    # --- the relay ---
+
+    def count_try(self, origin: str) -> int:
+        """Counts an attempt to connect to a worker there; returns how many there were in this minute."""
+        key = f"{_PREFIX}tries:{origin}:{int(time.time() // 60)}"
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.incr(key)
+        pipeline.expire(key, 120)
+        return int(pipeline.execute()[0])
+
+    def offer_call(self, offer: Offer, bounds: tuple[int, int, int], absent_s: float) -> tuple[str, str, int, str]:
+        """Notes a call for a worker, and wakes whoever holds a poll of it.
+
+        Args:
+            bounds: most calls of the worker, bytes of them, and calls of one account.
+            absent_s: a worker that was not heard of for so long is not there.
+
+        Returns:
+            ``ok``; or why not (relay.lua): ``full``, ``late``, ``unknown``, ``gone``; or ``absent`` and where it is to
+            be called: address, port, boot id.
+        """
+        answer = self._run(
+            *("relay", "offer", offer.worker_id, offer.call_id, offer.process, offer.account_id, offer.size),
+            *(int(offer.wait_s * 1000), offer.pass_until_ms, *bounds, int(absent_s * 1000)),
+        )
+        what = answer[0].decode()
+        if what != "absent":
+            return what, "", 0, ""
+        return what, answer[1].decode(), int(answer[2]), answer[3].decode()
+
+    def offer_call_again(self, worker_id: str, call_id: str) -> None:
+        """A call that was taken did not arrive: it is the next to be taken."""
+        self._run("relay", "again", worker_id, call_id)
+
+    def take_call(
+        self, worker_id: str, account_id: str, boot_id: str, process: str, wait_s: float, anew: bool
+    ) -> tuple[str, str, int]:
+        """``call``, the id of the next call for the worker, and how many more there are; ``none``: and this process is
+        woken when one comes; ``unknown``: this is not the worker as it is registered.
+
+        Args:
+            anew: calls that were taken and have no reply may be taken again.
+        """
+        wait_ms = int(wait_s * 1000)
+        answer = self._run("relay", "take", worker_id, account_id, boot_id, process, wait_ms, "1" if anew else "")
+        if answer[0] != b"call":
+            return answer[0].decode(), "", 0
+        return "call", answer[1].decode(), int(answer[2])
+
+    def end_call(self, worker_id: str, call_id: str) -> None:
+        """Nobody waits for the call's reply any more."""
+        self._run("relay", "end", worker_id, call_id)
 
     # --- tasks ---
 

@@ -260,6 +260,7 @@ class Engine:
             session.group.kill(timeout=2)
             for client in session.clients.values():
                 client.close()
+            session.relay.close()
             if session.journal is not None:
                 session.journal.close()
 

@@ -147,7 +147,7 @@ class Journal:
     def met(self, worker: m.AssignedWorker) -> None:
         """A worker is known."""
         self.workers[worker.worker_id] = worker
-        self._append(Met(worker.worker_id, worker.address, worker.port, worker.slots))
+        self._append(_met(worker))
 
     def asked(self, wanted: m.LeaseTasks, places: list[tuple[str, int]], asked_s: float) -> None:
         """Leases are about to be asked for.
@@ -400,7 +400,7 @@ class Journal:
         if self.poll_key:
             self._append(Keys(self.poll_key, self.program_key))
         for worker in self.workers.values():
-            self._append(Met(worker.worker_id, worker.address, worker.port, worker.slots))
+            self._append(_met(worker))
         self._paid = {lease_id for lease_id in self._paid if lease_id.partition(".")[0] in self._of_task}
         if self.earned:
             self._append(Sums(self.earned, sorted(self._paid)))
@@ -468,9 +468,15 @@ class Journal:
                 self.job_id = job_id
             case Keys(poll_key, program_key):
                 self.poll_key, self.program_key = poll_key, program_key
-            case Met(worker_id, address, port, slots):
+            case Met(worker_id, address, port, slots, relay, relay_pass):
                 self.workers[worker_id] = m.AssignedWorker(
-                    worker_id=worker_id, address=address, port=port, slots=slots, tickets=b""
+                    worker_id=worker_id,
+                    address=address,
+                    port=port,
+                    slots=slots,
+                    tickets=b"",
+                    relay=relay,
+                    relay_pass=relay_pass,
                 )
             case Asked():
                 self._unsent.asked(record)
@@ -530,6 +536,12 @@ class Journal:
 
     def _known(self, lease_ids: Iterable[str]) -> list[str]:
         return [task_id for task_id in _tasks_of(lease_ids) if task_id in self._by_id]
+
+
+def _met(worker: m.AssignedWorker) -> Met:
+    return Met(
+        worker.worker_id, worker.address, worker.port, worker.slots, relay=worker.relay, relay_pass=worker.relay_pass
+    )
 
 
 def _open(path: Path) -> int:

@@ -2,80 +2,71 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import time
 from urllib.parse import urlencode
 
 import gevent
 import msgspec
-from geventhttpclient import HTTPClient
 
-from ec262 import __version__
-from ec262.errors import Malformed, NetworkError, ProblemError
+from ec262.errors import Malformed, ProblemError
+from ec262.foreman.direct import MAX_ANSWER_BYTES, Direct, Way
+from ec262.foreman.direct import PeerUnreachable as PeerUnreachable  # what callers catch
+from ec262.foreman.relayed import PAUSE_S, Relay, RelayDown, Relayed
 from ec262.protocol import messages as m
 from ec262.protocol.polling import poll_authorization
 from ec262.protocol.routes import route
-from ec262.protocol.versions import user_agent
 
-MAX_ANSWER_BYTES = 96 * 1024 * 1024
-CONNECT_S = 5.0
-PUSH_S = 6.0
-"""Without progress; a worker answers a push at once."""
-POLL_S = 4.0
-"""Beyond the time a poll waits."""
 RESULT_WAIT_S = 6.0
-LARGE_BODY = 256 * 1024
-_NOT_REACHED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
-
-
-class PeerUnreachable(NetworkError):
-    """A worker does not answer: it is gone, busy beyond measure, or behind something that lets nothing through.
-
-    Attributes:
-        silent: it takes the connection or did, but says nothing.
-        untouched: nothing was delivered for certain.
-    """
-
-    def __init__(self, message: str, *, silent: bool = False, untouched: bool = False) -> None:
-        super().__init__(message)
-        self.silent = silent
-        self.untouched = untouched
-
-
-class _Body(io.BytesIO):
-    """A large body: sent in pieces, each with the time limit of its own; a slow line is no silent worker."""
-
-    def __len__(self) -> int:
-        return self.getbuffer().nbytes
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """The next piece, of a size that suits the socket, whatever was asked for."""
-        return super().read(LARGE_BODY)
+RELAY_DOWN_FOR_S = 60.0
+"""A relay that does not answer is no reason to give a worker up: without discovery the job ends anyway."""
 
 
 class PeerClient:
     """One worker, for one job. May be used by several greenlets of the thread that made it.
 
+    Where a worker can be connected to and serves through the relay too, the way that worked last is tried first, and
+    then the other.
+
+    Args:
+        refusal: why not to connect to the worker's address; empty: nothing speaks against it.
+
     Attributes:
         sent, received: bytes of bodies.
     """
 
-    def __init__(self, address: str, port: int, *, job_id: str, poll_key: bytes) -> None:
+    def __init__(
+        self, worker: m.AssignedWorker, relay: Relay, *, job_id: str, poll_key: bytes, refusal: str = ""
+    ) -> None:
         self._job_id = job_id
         self._poll_key = poll_key
         # A foreman that goes on with a job after a kill must not use a number again.
         self._sequence = time.time_ns() // 1000
         self.sent = self.received = 0
+        self._relay = relay
+        self._at: tuple[str, int, str] = ("", 0, "")
+        self._direct: Direct | None = None
+        self._answered = False  # directly, at this address
+        self._relayed: Relayed | None = None
+        self._ways: list[Way] = []
+        self._refusal = ""
+        self.renew(worker, refusal)
 
-        def client(patience_s: float) -> HTTPClient:
-            return HTTPClient(
-                address, port, concurrency=8, connection_timeout=CONNECT_S, network_timeout=patience_s,
-                disable_ipv6=False, block_size=64 * 1024, headers={"User-Agent": user_agent(__version__)},
-            )  # fmt: skip
-
-        self._pushes = client(PUSH_S)
-        self._polls = client(RESULT_WAIT_S + POLL_S)
+    def renew(self, worker: m.AssignedWorker, refusal: str = "") -> None:
+        """Discovery named the worker again: it may have moved, and its pass is a later one."""
+        self._refusal = refusal
+        at = (worker.address, worker.port, worker.relay)
+        if worker.relay != "never" and self._relayed is not None:
+            self._relayed.relay_pass = worker.relay_pass
+        if at == self._at:
+            return
+        self._at = at
+        self._answered = False
+        if self._direct is not None:
+            self._direct.close()
+        usable = worker.relay != "must" and not refusal
+        self._direct = Direct(worker.address, worker.port, RESULT_WAIT_S) if usable else None
+        self._relayed = Relayed(self._relay, worker.worker_id, worker.relay_pass) if worker.relay != "never" else None
+        self._ways = [way for way in (self._direct, self._relayed) if way is not None]
 
     def push(self, pushed: m.PushTasks) -> m.Pushed:
         """Redeems tickets.
@@ -84,55 +75,42 @@ class PeerClient:
             PeerUnreachable: no answer. ProblemError: refused, with the reason.
         """
         body = m.encode(pushed, m.PACKED)
-        target, headers = route("worker", "push_tasks").path, {"Content-Type": m.PACKED}
-        return self._call(self._pushes, "POST", target, m.Pushed, body, headers)
+        return self._call("POST", route("worker", "push_tasks").path, m.Pushed, body)
 
     def results(self, *, after: int) -> m.Results:
         """Waits up to `RESULT_WAIT_S` for results past a cursor. Raises as `push`."""
         target = route("worker", "fetch_results").path.replace("<job_id>", self._job_id)
         target += "?" + urlencode({"after": after, "wait_s": RESULT_WAIT_S})
-        return self._call(
-            *(self._polls, "GET", target, m.Results, b""), {"Accept": m.PACKED, **self._signed("GET", target)}
-        )
+        return self._call("GET", target, m.Results, wait_s=RESULT_WAIT_S)
 
     def cancel(self) -> m.Cancelled:
         """Has the worker give back what it has not started. Raises as `push`."""
         target = route("worker", "cancel_job").path.replace("<job_id>", self._job_id)
-        return self._call(self._pushes, "DELETE", target, m.Cancelled, b"", self._signed("DELETE", target))
+        return self._call("DELETE", target, m.Cancelled)
 
     def close(self) -> None:
         """Closes its connections."""
-        self._pushes.close()
-        self._polls.close()
+        for way in self._ways:
+            way.close()
 
-    def _signed(self, method: str, target: str) -> dict[str, str]:
+    def _headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
+        if body:
+            return {"Content-Type": m.PACKED}
         self._sequence += 1
-        return {
-            "Authorization": poll_authorization(self._poll_key, method=method, target=target, sequence=self._sequence)
-        }
+        signed = poll_authorization(self._poll_key, method=method, target=target, sequence=self._sequence)
+        return {"Authorization": signed, "Accept": m.PACKED} if method == "GET" else {"Authorization": signed}
 
-    def _call(
-        self, http: HTTPClient, method: str, target: str, kind: type[m.M], body: bytes, headers: dict[str, str]
-    ) -> m.M:
+    def _call(self, method: str, target: str, kind: type[m.M], body: bytes = b"", wait_s: float = 0.0) -> m.M:
         self.sent += len(body)
-        try:
-            response = http.request(
-                method, target, body=body if len(body) < LARGE_BODY else _Body(body), headers=headers
-            )
+        until_s = time.monotonic() + RELAY_DOWN_FOR_S
+        while True:
             try:
-                answer = bytes(response.read(MAX_ANSWER_BYTES + 1))
-                status = int(response.status_code)
-                media = str(response.get("content-type", m.JSON))
-            finally:
-                response.release()
-        except gevent.GreenletExit:
-            raise
-        except Exception as reason:  # geventhttpclient raises errors of sockets, of HTTP, of gevent and its own
-            raise PeerUnreachable(
-                f"the worker does not answer: {type(reason).__name__}: {reason}",
-                silent=isinstance(reason, TimeoutError),
-                untouched=isinstance(reason, OSError) and reason.errno in _NOT_REACHED,
-            ) from None
+                status, media, answer = self._exchange(method, target, body, wait_s)
+                break
+            except RelayDown:
+                if time.monotonic() > until_s:
+                    raise
+                gevent.sleep(PAUSE_S)
         self.received += len(answer)
         if len(answer) > MAX_ANSWER_BYTES:
             raise PeerUnreachable("the worker's answer is too large")
@@ -142,6 +120,34 @@ class PeerClient:
             return m.decode(kind, answer, media)
         except Malformed as reason:
             raise PeerUnreachable(f"the worker's answer is not of the protocol: {reason}") from None
+
+    def _exchange(self, method: str, target: str, body: bytes, wait_s: float) -> tuple[int, str, bytes]:
+        """One request, the one way or the other. Each try is signed anew, for the one before may have arrived."""
+        if not self._ways:
+            raise PeerUnreachable(self._refusal or "the worker has no address", untouched=True)
+        first: PeerUnreachable | None = None
+        for way in list(self._ways):
+            try:
+                done = way.exchange(method, target, body, self._headers(method, target, body), wait_s)
+            except PeerUnreachable as reason:
+                if first is None:
+                    first = reason
+                    # Nobody listens where the worker was a moment ago: it has ended, and the relay would say the same.
+                    ended = reason.refused and self._answered and way is self._direct
+                    if (reason.silent or reason.untouched) and not ended:
+                        continue
+                    raise
+                raise PeerUnreachable(
+                    f"{first}; and {reason}",
+                    silent=first.silent or reason.silent,
+                    untouched=first.untouched and reason.untouched,
+                ) from None
+            self._answered = self._answered or way is self._direct
+            if first is not None and way in self._ways:
+                self._ways.sort(key=lambda each: each is not way)
+            return done
+        assert first is not None
+        raise first
 
 
 def _refusal(status: int, body: bytes) -> ProblemError:

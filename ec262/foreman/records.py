@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -28,12 +29,14 @@ class Keys(Record, frozen=True, array_like=True, tag="keys"):
 
 
 class Met(Record, frozen=True, array_like=True, tag="met"):
-    """A worker is known."""
+    """A worker is known. `relay` and `relay_pass`: as in `ec262.protocol.messages.AssignedWorker`."""
 
     worker_id: str
     address: str
     port: int
     slots: int
+    relay: Literal["never", "may", "must"] = "never"
+    relay_pass: bytes = b""
 
 
 class Asked(Record, frozen=True, array_like=True, tag="asked"):

@@ -20,6 +20,7 @@ from ec262.foreman.payloads import check_fits, describe, input_digest, seal_piec
 from ec262.foreman.peers import PeerClient
 from ec262.foreman.purse import Purse
 from ec262.foreman.records import Kept
+from ec262.foreman.relayed import Relay
 from ec262.foreman.schedule import Peer, Replica, Schedule, Task
 from ec262.policy import Policy
 from ec262.protocol import messages as m
@@ -77,6 +78,7 @@ class Session:
         self.timeout_s = policy.timeout_s or max(DEFAULT_TIMEOUT_S, 4 * policy.cpu_limit_s)
         self.escrow_s = max(self.timeout_s, least_timeout_s(policy.cpu_limit_s))
         self.clients: dict[str, PeerClient] = {}
+        self.relay = Relay(discovery)
         self.program_tokens: list[bytes] = []
         self.poll_key = b""
         self.to_lease, self.to_settle, self.to_watch, self.phase_over = Event(), Event(), Event(), Event()
@@ -143,10 +145,18 @@ class Session:
                 self.journal.keys(poll_key, program_key)
 
     def know(self, worker: m.AssignedWorker) -> None:
-        """Makes a worker that tasks were leased to known."""
-        if worker.worker_id not in self.clients:
+        """Makes a worker that tasks were leased to known, or where it is now."""
+        refusal = self.discovery.refuses(worker.address) if worker.relay != "must" else ""
+        if self.journal is not None and worker.relay == "must" and worker.worker_id in self.journal.workers:
+            self.journal.met(worker)  # with a later pass
+        known = self.clients.get(worker.worker_id)
+        if known is not None:
+            known.renew(worker, refusal)
+        else:
+            if refusal:
+                log.warning("worker %s: %s", worker.worker_id, refusal)
             self.clients[worker.worker_id] = PeerClient(
-                worker.address, worker.port, job_id=self.job_id, poll_key=self.poll_key
+                worker, self.relay, job_id=self.job_id, poll_key=self.poll_key, refusal=refusal
             )
             self.schedule.peers.setdefault(worker.worker_id, Peer(worker.worker_id, worker.slots))
             if self.journal is not None and worker.worker_id not in self.journal.workers:

@@ -29,6 +29,7 @@ class Label(Enum):
     PROGRAM = b"program key"
     POLL = b"poll key"
     SPOT_CHECK = b"spot check key"
+    RELAY_PASS = b"relay pass key"
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
@@ -97,6 +98,11 @@ def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
 def spot_check_key(master: bytes) -> bytes:
     """What decides which tasks are checked: whoever knew it could lie in all others."""
     return derive(master, Label.SPOT_CHECK)
+
+
+def relay_pass_key(master: bytes) -> bytes:
+    """What discovery makes and checks the passes with that let foremen through its relay."""
+    return derive(master, Label.RELAY_PASS)
 
 
 def task_key(wrapping_key: bytes, nonce: bytes, task_id: str) -> bytes:

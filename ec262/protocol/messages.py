@@ -70,6 +70,8 @@ MAX_ARRIVED = 20_000
 """Results that arrive with one bundle of receipts."""
 MAX_REASON = 300
 MAX_CAPABILITIES = 16
+MAX_NAMED = 16
+"""Accounts, and jobs, that a worker allows, and that it denies: discovery looks at them for each lease."""
 MOST_ASKED = 100
 """Credits a unit that a worker may ask for."""
 EXECUTOR = "executor:"
@@ -206,18 +208,35 @@ class Health(Message, frozen=True, kw_only=True):
 # --- discovery: workers --------------------------------------------------------------------------
 
 
+class WorkerTerms(Message, frozen=True, kw_only=True):
+    """Whom a worker serves, and with what at most (`terms.objection`). Where nothing is said: everybody, with anything.
+
+    `max_task_cpu_s` of 0 is no limit. Where accounts or jobs are allowed, nobody else is served.
+    """
+
+    max_task_cpu_s: Annotated[float, Meta(ge=0, le=86_400.0)] = 0.0
+    allow_accounts: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    deny_accounts: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    allow_jobs: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+    deny_jobs: Annotated[list[Id], Meta(max_length=MAX_NAMED)] = []
+
+
 class RegisterWorker(Message, frozen=True, kw_only=True):
     """A worker enters the pool.
 
     The address is the one the request comes from; a worker names only its port. A `boot_id` that discovery has not
     seen for this worker starts a new epoch: what it held before is taken from it. A worker with an ``executor:NAME``
     capability is given only tasks that require it; other capabilities do not keep ordinary tasks away. `ask` is what it
-    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much.
+    wants for a replica, as a multiple of the usual price; it is given only tasks whose foremen offer as much. Who is
+    not `willing` is registered and given no tasks, until a heartbeat says otherwise.
+
+    `relay`: ``always``: it listens nowhere (`port` 0) and serves through the relay; ``auto``: it does so if discovery
+    cannot connect to it; ``never``: then it does not enter the pool. Empty: discovery does not try.
     """
 
     worker_id: Id
     boot_id: Id
-    port: Annotated[int, Meta(ge=1, le=65_535)]
+    port: Annotated[int, Meta(ge=0, le=65_535)]
     slots: Annotated[int, Meta(ge=1, le=1024)]
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}$(?!\n)")]
     lane: Literal["native", "none"] = "native"
@@ -225,10 +244,13 @@ class RegisterWorker(Message, frozen=True, kw_only=True):
     capabilities: Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)] = []
     ask: Annotated[int, Meta(ge=1, le=MOST_ASKED)] = 1
     platform: Platform = ""
+    terms: WorkerTerms = WorkerTerms()
+    willing: bool = True
+    relay: Literal["", "auto", "always", "never"] = ""
 
 
 class WorkerRegistered(Message, frozen=True, kw_only=True):
-    """What a worker needs to serve."""
+    """What a worker needs to serve. `relay`: nobody can connect to it; foremen come through the relay alone."""
 
     worker_id: str
     worker_key: Digest
@@ -237,23 +259,32 @@ class WorkerRegistered(Message, frozen=True, kw_only=True):
     ttl_s: float
     capacity: int
     server_time_s: float
+    relay: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """A worker is alive; it shows receipts of leases that nobody settled, and names open leases nobody pushed to it."""
+    """A worker is alive; it shows receipts of leases that nobody settled, and names open leases nobody pushed to it.
+
+    Who is not `willing` is given no further tasks until it is again. What it holds stays its own.
+    """
 
     boot_id: Id
+    willing: bool = True
     receipts: Annotated[list[Token], Meta(max_length=16)] = []
     unseen: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
 
 
 class HeartbeatAnswer(Message, frozen=True, kw_only=True):
-    """Which of the worker's leases are still open (all others are settled), and what it has earned so far."""
+    """Which of the worker's leases are still open (all others are settled), and what it has earned so far.
+
+    `relay`: somebody waits for it at the relay who cannot connect to it.
+    """
 
     server_time_s: float
     open_leases: list[str]
     earned: int
     balance: int
+    relay: bool = False
 
 
 # --- discovery: leases and settlements -----------------------------------------------------------
@@ -334,13 +365,19 @@ class LeasedTask(Message, frozen=True, kw_only=True):
 
 
 class AssignedWorker(Message, frozen=True, kw_only=True):
-    """Where a worker is, and its tickets of this answer."""
+    """Where a worker is, and its tickets of this answer.
+
+    `relay`: whether it also serves through the relay (``may``), or through that alone (``must``; then it has no
+    address). `relay_pass` lets the foreman through, as long as leases of this answer are open.
+    """
 
     worker_id: str
     address: str
     port: int
     slots: int
     tickets: Token
+    relay: Literal["never", "may", "must"] = "never"
+    relay_pass: Annotated[bytes, Meta(max_length=64)] = b""
 
 
 class NetworkState(Message, frozen=True, kw_only=True):
@@ -685,6 +722,54 @@ class Statement(Message, frozen=True, kw_only=True):
     before: int | None = None
 
 
+# --- discovery: the relay ------------------------------------------------------------------------
+
+
+class CallRelay(Message, frozen=True, kw_only=True):
+    """A foreman calls a worker through the relay: one part of a request (`ec262.protocol.relaying`), not looked into.
+
+    The call is answered when the worker has replied; after `wait_s` it is answered ``no-answer``.
+    """
+
+    relay_pass: Annotated[bytes, Meta(max_length=64)]
+    wait_s: Annotated[float, Meta(ge=0, le=60.0)]
+    call: Annotated[bytes, Meta(max_length=1100 * 1024)]
+
+
+class RelayReply(Message, frozen=True, kw_only=True):
+    """What the worker replied to one call."""
+
+    reply: Annotated[bytes, Meta(max_length=1100 * 1024)]
+
+
+class TakeCalls(Message, frozen=True, kw_only=True):
+    """A worker waits for calls at the relay.
+
+    `received`: those that came before, and need not be sent again. `anew`: the answer to a poll did not come, and what
+    may have been in it is wanted again.
+    """
+
+    boot_id: Id
+    wait_s: Annotated[float, Meta(ge=0, le=60.0)] = 0.0
+    received: Annotated[list[Id], Meta(max_length=256)] = []
+    anew: bool = False
+
+
+class RelayedCall(Message, frozen=True, kw_only=True):
+    """A call for a worker. `sender` tells foremen apart and says nothing else of them."""
+
+    call_id: str
+    sender: str
+    call: bytes
+
+
+class CallsTaken(Message, frozen=True, kw_only=True):
+    """The calls that came while the worker waited, or none; `waiting`: so many more are there already."""
+
+    calls: list[RelayedCall]
+    waiting: int = 0
+
+
 # --- worker --------------------------------------------------------------------------------------
 
 
@@ -736,6 +821,12 @@ class WorkerState(Message, frozen=True, kw_only=True):
     python: str
     running: int
     queued: int
+
+
+class Proof(Message, frozen=True, kw_only=True):
+    """Whoever answers here is the worker that registered with this boot id (`ec262.protocol.relaying.proof`)."""
+
+    proof: str
 
 
 class Cancelled(Message, frozen=True, kw_only=True):

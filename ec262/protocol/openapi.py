@@ -119,7 +119,7 @@ def _responses(route: Route) -> dict[str, Any]:
             "description": "Done.",
             "content": {media: {"schema": _ref(route.response)} for media in _media(route)},
         }
-    elif route.method == "DELETE":
+    elif route.method == "DELETE" or route.request is not None:
         responses["204"] = {"description": "Done."}
     else:
         responses["200"] = {"description": "Done.", "content": {route.media: {}}}

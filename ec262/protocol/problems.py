@@ -27,6 +27,8 @@ _KINDS = (
     ProblemKind("banned", 403, "This account is banned"),
     ProblemKind("registration-closed", 403, "This service makes no accounts for strangers"),
     ProblemKind("invitation-refused", 403, "An invitation is needed, and this is none that is valid"),
+    ProblemKind("unreachable", 403, "Nobody can connect to this worker at its address"),
+    ProblemKind("relay-refused", 403, "The relay pass is not valid here and now"),
     ProblemKind("ticket-refused", 403, "The ticket is not valid here and now"),
     ProblemKind("not-found", 404, "There is nothing at this path"),
     ProblemKind("unknown-worker", 404, "This worker is not registered: register again"),
@@ -36,6 +38,7 @@ _KINDS = (
     ProblemKind("method-not-allowed", 405, "This path does not take that method"),
     ProblemKind("request-timeout", 408, "The request came too slowly"),
     ProblemKind("conflict", 409, "Others changed the same things at the same time: try again"),
+    ProblemKind("too-late", 410, "Nobody waits for this any more"),
     ProblemKind("length-required", 411, "The request does not say how long its body is"),
     ProblemKind("body-too-large", 413, "The body is larger than this route takes"),
     ProblemKind("uri-too-long", 414, "The request's path and query are longer than this service takes"),
@@ -47,6 +50,8 @@ _KINDS = (
     ProblemKind("internal-error", 500, "The service has a fault; its log says more"),
     ProblemKind("busy", 503, "Too many large requests at once: try again later"),
     ProblemKind("unavailable", 503, "The service cannot answer now: try again later"),
+    ProblemKind("absent", 504, "The worker does not wait at the relay; nothing was delivered"),
+    ProblemKind("no-answer", 504, "The worker did not reply through the relay"),
 )
 
 PROBLEMS: dict[str, ProblemKind] = {kind.code: kind for kind in _KINDS}

@@ -12,7 +12,7 @@ from typing import Literal
 from ec262.protocol import messages as m
 
 Party = Literal["discovery", "worker"]
-Auth = Literal["none", "optional", "account", "ticket", "poll"]
+Auth = Literal["none", "optional", "account", "ticket", "poll", "challenge"]
 
 API_VERSION = "v1"
 OLDEST_CLIENT = (0, 1)
@@ -27,7 +27,8 @@ class Route:
     Attributes:
         name: the verb that client and server functions carry.
         auth: ``account``: HTTP Basic with account id and secret; ``ticket``: the body's ticket bundle; ``poll``: a MAC
-            under the job's poll key (`ec262.protocol.polling`).
+            under the job's poll key (`ec262.protocol.polling`); ``challenge``: a MAC under the worker's boot id
+            (`ec262.protocol.relaying`).
         problems: codes it may answer with, beside those every route may (`EVERYWHERE`).
         max_body_bytes: larger bodies are refused unread.
         banned_too: whether a banned account may call it. Every other route that needs an account answers ``banned``.
@@ -87,7 +88,8 @@ ROUTES: tuple[Route, ...] = (
     Route("leaderboard", "discovery", "GET", "/v1/leaderboard", "none", None, m.Leaderboard,
           "Who earned most, of those who want to be seen"),
     Route("register_worker", "discovery", "POST", "/v1/workers", "account", m.RegisterWorker, m.WorkerRegistered,
-          "Enter the pool, or return to it", ("unauthorized", "forbidden", "too-many", "conflict", *_BODY)),
+          "Enter the pool, or return to it",
+          ("unauthorized", "forbidden", "unreachable", "too-many", "conflict", *_BODY)),
     Route("heartbeat", "discovery", "POST", "/v1/workers/<worker_id>/heartbeats", "account", m.Heartbeat,
           m.HeartbeatAnswer, "Stay in the pool; show receipts nobody settled",
           ("unauthorized", "unknown-worker", *_BODY), 32 * MEGABYTE),
@@ -116,6 +118,13 @@ ROUTES: tuple[Route, ...] = (
     Route("transfer", "discovery", "POST", "/v1/transfers", "account", m.Transfer, m.Transferred,
           "Send credits to another account",
           ("unauthorized", "insufficient-credits", "unknown-account", "conflict", *_BODY)),
+    Route("call_relay", "discovery", "POST", "/v1/relay/<worker_id>", "account", m.CallRelay, m.RelayReply,
+          "Call a worker that cannot be connected to",
+          ("unauthorized", "relay-refused", "unknown-worker", "absent", "no-answer", *_BODY), 2 * MEGABYTE),
+    Route("take_calls", "discovery", "POST", "/v1/workers/<worker_id>/calls", "account", m.TakeCalls, m.CallsTaken,
+          "Wait for calls of foremen", ("unauthorized", "unknown-worker", *_BODY)),
+    Route("reply_to_call", "discovery", "POST", "/v1/workers/<worker_id>/calls/<call_id>", "account", m.RelayReply,
+          None, "Reply to a call", ("unauthorized", "too-late", *_BODY), 2 * MEGABYTE),
     Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
     Route("openapi", "worker", "GET", "/openapi.json", "none", None, None, "This table as an OpenAPI document"),
     Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
@@ -123,6 +132,8 @@ ROUTES: tuple[Route, ...] = (
     Route("fetch_results", "worker", "GET", "/v1/jobs/<job_id>/results", "poll", None, m.Results,
           "Wait for results past a cursor; what is before it is forgotten", ("unauthorized", "unknown-job"),
           query=("after", "wait_s")),
+    Route("prove", "worker", "GET", "/v1/challenge/<nonce>/<why>/<mac>", "challenge", None, m.Proof,
+          "Discovery tries the address, or calls the worker to the relay"),
     Route("cancel_job", "worker", "DELETE", "/v1/jobs/<job_id>", "poll", None, m.Cancelled,
           "Give back what has not been started", ("unauthorized", "unknown-job")),
 )  # fmt: skip

@@ -41,7 +41,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class TicketBundle(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The tickets of one answer for one worker, and what they share."""
+    """The tickets of one answer for one worker, and what they share. `account_id` is the foreman's."""
 
     worker_id: str
     epoch: int
@@ -49,6 +49,7 @@ class TicketBundle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     program_key: bytes
     poll_key: bytes
     tickets: list[Ticket]
+    account_id: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -61,6 +61,7 @@ class HeldJob:
     """What is held of one job.
 
     Attributes:
+        account_id: its foreman's; empty: discovery did not say.
         program: the packed program; None until it came. `digest` is its SHA-256 in hex.
         header_tail: how the header of a task's input ends that names this program (see `outcomes.open_input`).
         queue: leases not started.
@@ -72,12 +73,13 @@ class HeldJob:
     """
 
     __slots__ = (
-        "changed", "digest", "epoch", "first_ready_s", "header_tail", "idle_since_s", "job_id", "outbox",
+        "account_id", "changed", "digest", "epoch", "first_ready_s", "header_tail", "idle_since_s", "job_id", "outbox",
         "outbox_bytes", "poll_key", "program", "program_key", "queue", "running",
     )  # fmt: skip
 
     def __init__(self, bundle: TicketBundle, now_s: float) -> None:
         self.job_id = bundle.job_id
+        self.account_id = bundle.account_id
         self.epoch = bundle.epoch
         self.program_key = bundle.program_key
         self.poll_key = bundle.poll_key
@@ -296,16 +298,21 @@ class Holdings:
         if job.changed is not None:
             job.changed()
 
-    def cancel(self, job: HeldJob) -> list[Receipt]:
-        """Refuses all that is queued of a job; the receipts lie in its outbox, too."""
-        if job.queue:
-            self.ready.remove(job)
+    def refuse(self, job: HeldJob, why: Callable[[HeldTask], str]) -> list[Receipt]:
+        """Refuses what is queued of a job as far as there is a reason; the receipts lie in its outbox, too."""
+        kept: deque[HeldTask] = deque()
         receipts = []
-        while job.queue:
-            task = job.queue.popleft()
-            sealed = refuse(task.ticket, "cancelled")
+        for task in job.queue:
+            reason = why(task)
+            if not reason:
+                kept.append(task)
+                continue
+            sealed = refuse(task.ticket, reason)
             receipts.append(sealed.receipt)
             self._finished(job, task, sealed)
+        if receipts and not kept:
+            self.ready.remove(job)
+        job.queue = kept
         return receipts
 
     @property

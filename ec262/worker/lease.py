@@ -22,7 +22,9 @@ from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import EC262Error, NetworkError, ProblemError, Unauthorized
 from ec262.protocol import messages as m
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
+from ec262.protocol.terms import ANYBODY
 from ec262.worker.events import EVENT, shown
+from ec262.worker.sensors import suspended_s
 from ec262.worker.unsettled import UnsettledReceipts
 
 log = logging.getLogger("ec262.worker")
@@ -47,27 +49,30 @@ def platform_family(machine: str) -> str:
 class DiscoveryClock:
     """Discovery's clock as seen from here: the monotonic clock and an offset, learnt from answers."""
 
-    def __init__(self) -> None:
-        self._offset_s = time.time() - time.monotonic()
+    def __init__(self, suspended_s: Callable[[], float] = suspended_s) -> None:
+        # The monotonic clock stands still while the machine is suspended; discovery's does not.
+        self._suspended_s = suspended_s
+        self._offset_s = time.time() - time.monotonic() - suspended_s()
 
     def now_s(self) -> float:
         """Seconds since the epoch at discovery."""
-        return time.monotonic() + self._offset_s
+        return time.monotonic() + self._suspended_s() + self._offset_s
 
     def learn(self, server_time_s: float, asked_s: float, answered_s: float) -> None:
         """Discovery said its time between two moments of ``time.monotonic``; the middle is the best guess."""
-        self._offset_s = server_time_s - (asked_s + answered_s) / 2
+        self._offset_s = server_time_s - (asked_s + answered_s) / 2 - self._suspended_s()
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What registration gave this worker."""
+    """What registration gave this worker. `relay`: foremen come through the relay alone."""
 
     worker_id: str
     worker_key: bytes
     epoch: int
     capacity: int
     heartbeat_s: float
+    relay: bool = False
 
     def __repr__(self) -> str:
         return f"<Standing {self.worker_id} epoch={self.epoch}>"
@@ -89,12 +94,16 @@ class Registration:
     Args:
         was_pushed: whether a foreman has pushed a lease here. Discovery is told of open leases that none has, so that a
             foreman cannot keep a worker from others for nothing.
+        on_relay: called when discovery says how foremen come: through the relay alone (True), or that somebody waits
+            there (False).
 
     Attributes:
+        boot_id: drawn anew at each start.
         standing: None until discovery has answered once; then the last it gave, which holds also while the worker
             registers again.
         earned: credits of this worker in all, as discovery last said.
         earned_at_start: the same when it first said so; negative before.
+        is_registered: False: it registers (again) with the next call.
     """
 
     def __init__(
@@ -107,6 +116,7 @@ class Registration:
         offer: Offer,
         on_new_epoch: Callable[[], None],
         was_pushed: Callable[[str], bool],
+        on_relay: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -116,15 +126,19 @@ class Registration:
         self._offer = offer
         self._on_new_epoch = on_new_epoch
         self._was_pushed = was_pushed
+        self._on_relay = on_relay
         self._open: list[str] = []
-        self._boot_id = uuid.uuid4().hex
+        self.boot_id = uuid.uuid4().hex
         self._worker_id = ""
         self._account: Account | None = None
         self._wake = Event()
         self._keeper: gevent.Greenlet | None = None
         self._down_since_s = 0.0
         self._asked_s = float("-inf")
-        self._registered = False
+        self._answered_s = time.monotonic()
+        self._willing = True
+        self._terms = ANYBODY
+        self.is_registered = False
         self.standing: Standing | None = None
         self.earned = 0
         self.earned_at_start = -1
@@ -170,6 +184,32 @@ class Registration:
             self._keeper.kill()
             self._keeper = None
 
+    @property
+    def is_down(self) -> bool:
+        """Whether discovery did not answer when it was last asked."""
+        return bool(self._down_since_s)
+
+    @property
+    def silent_s(self) -> float:
+        """Since discovery last answered, or since the start; the time the machine was suspended does not count."""
+        return time.monotonic() - self._answered_s
+
+    def set_willing(self, willing: bool) -> None:
+        """Whether this worker wants leases; discovery is told of a change at once."""
+        if willing != self._willing:
+            self._willing = willing
+            self.hurry()
+
+    def set_terms(self, terms: m.WorkerTerms) -> None:
+        """Whom this worker serves; where it is registered already, it registers again."""
+        self._terms = terms
+        self.is_registered = False
+        self.hurry()
+
+    def hurry(self) -> None:
+        """The next heartbeat is due now."""
+        self._wake.set()
+
     def account_state(self) -> m.AccountState | None:
         """What the worker's account has; None: discovery does not answer."""
         try:
@@ -182,12 +222,17 @@ class Registration:
         if len(self._unsettled) >= EARLY_HEARTBEAT_RECEIPTS and time.monotonic() - self._asked_s > _EARLIEST_S:
             self._wake.set()
 
+    def beat_now(self) -> None:
+        """There is reason to doubt that discovery still knows this worker."""
+        if time.monotonic() - self._asked_s > _EARLIEST_S:
+            self._wake.set()
+
     # --- in a greenlet ---
 
     def _keep(self) -> None:
         pause_s = self._settings.retry_s
         while True:
-            standing = self.standing if self._registered else None
+            standing = self.standing if self.is_registered else None
             if standing is not None and self.earned_at_start >= 0:
                 self._wake.wait(standing.heartbeat_s if not self._down_since_s else pause_s)
                 self._wake.clear()
@@ -202,11 +247,11 @@ class Registration:
             except Unauthorized as reason:
                 self._unreachable(reason)
                 self._renounce_account()
-                self._registered = False
+                self.is_registered = False
             except ProblemError as reason:
                 if reason.code == "unknown-worker":
                     log.log(EVENT, "discovery has forgotten this worker: registering again")
-                    self._registered = False
+                    self.is_registered = False
                     continue
                 self._unreachable(reason)
             except EC262Error as reason:
@@ -214,7 +259,7 @@ class Registration:
             except Exception:
                 log.exception("a fault of the worker in a heartbeat")
                 self._unreachable(EC262Error("a fault"))
-            if not self._registered:
+            if not self.is_registered:
                 gevent.sleep(pause_s)
             pause_s = min(pause_s * 2, self._settings.retry_max_s)
 
@@ -226,9 +271,9 @@ class Registration:
             for bundle in bundles
         ]
         unseen = [lease_id for lease_id in self._open if not self._was_pushed(lease_id)][: m.MAX_TASKS_A_REQUEST]
-        heartbeat = m.Heartbeat(boot_id=self._boot_id, receipts=tokens, unseen=unseen)
+        heartbeat = m.Heartbeat(boot_id=self.boot_id, willing=self._willing, receipts=tokens, unseen=unseen)
         answer = self._client.heartbeat(standing.worker_id, heartbeat)
-        answered_s = time.monotonic()
+        answered_s = self._answered_s = time.monotonic()
         if not bundles:  # recording receipts takes discovery a while, and then its time is not the middle's
             self._clock.learn(answer.server_time_s, asked_s, answered_s)
         else:
@@ -236,6 +281,8 @@ class Registration:
             self._unsettled.mark_shown(bundles, answered_s)
         self._unsettled.settle(answer.open_leases, asked_s)
         self._open = answer.open_leases
+        if answer.relay:
+            self._on_relay(False)
         self._note_earned(answer.earned)
 
     def _note_earned(self, earned: int) -> None:
@@ -253,7 +300,7 @@ class Registration:
             self._worker_id = self._credentials.worker_id(url, account.account_id, port) if port else new_worker_id()
         body = m.RegisterWorker(
             worker_id=self._worker_id,
-            boot_id=self._boot_id,
+            boot_id=self.boot_id,
             port=self._offer.port,
             slots=self._settings.slots,
             python=f"{sys.version_info[0]}.{sys.version_info[1]}",
@@ -262,6 +309,9 @@ class Registration:
             capabilities=list(self._offer.capabilities),
             ask=self._settings.min_price,
             platform=platform_family(platform.machine()),
+            terms=self._terms,
+            willing=self._willing,
+            relay=self._relay_wanted,
         )
         asked_s = time.monotonic()
         try:
@@ -276,7 +326,8 @@ class Registration:
             renew = self._credentials.renew_worker_id
             self._worker_id = renew(url, account.account_id, port) if port else new_worker_id()
             answer = self._client.register_worker(msgspec.structs.replace(body, worker_id=self._worker_id))
-        self._clock.learn(answer.server_time_s, asked_s, time.monotonic())
+        self._answered_s = time.monotonic()
+        self._clock.learn(answer.server_time_s, asked_s, self._answered_s)
         before = self.standing
         self.standing = Standing(
             worker_id=answer.worker_id,
@@ -284,12 +335,22 @@ class Registration:
             epoch=answer.epoch,
             capacity=answer.capacity,
             heartbeat_s=answer.heartbeat_s,
+            relay=answer.relay,
         )
-        self._registered = True
+        self.is_registered = body.terms == self._terms  # which may have changed meanwhile
+        if answer.relay:
+            if before is None or not before.relay:
+                log.info("nobody can connect to this worker: it serves through the relay of %s", url)
+            self._on_relay(True)
         if before is not None and (before.worker_key, before.epoch) != (answer.worker_key, answer.epoch):
             self._unsettled.clear()
             self._open = []
             self._on_new_epoch()
+
+    @property
+    def _relay_wanted(self) -> Literal["auto", "always", "never"]:
+        wanted: Literal["auto", "always", "never"] = self._settings.relay  # type: ignore[assignment]  # checked there
+        return wanted
 
     def _ensure_account(self) -> Account:
         if self._account is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from ec262.protocol import messages as m
 from ec262.protocol.openapi import openapi_document
 from ec262.protocol.polling import check_poll_authorization
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
+from ec262.protocol.relaying import challenge, proof
 from ec262.protocol.routes import Route, routes_of
 from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
 from ec262.responses import answer_errors, problem, refuse_old
@@ -56,6 +58,10 @@ class Api:
 
     Args:
         now_s: discovery's clock.
+        give_back_unwanted: called with the job of each push that brought something.
+
+    Attributes:
+        on_call: called when discovery calls the worker to the relay.
     """
 
     def __init__(
@@ -66,7 +72,9 @@ class Api:
         registration: Registration,
         runner: Runner,
         now_s: Callable[[], float],
+        give_back_unwanted: Callable[[HeldJob], None] = lambda _: None,
     ) -> None:
+        self._give_back_unwanted = give_back_unwanted
         self._settings = settings
         self._holdings = holdings
         self._unsettled = unsettled
@@ -77,6 +85,7 @@ class Api:
         self._opened: OrderedDict[tuple[bytes, int, bytes], tuple[TicketBundle, dict[str, Ticket]]] = OrderedDict()
         self._leaving = False
         self._openapi = json.dumps(openapi_document("worker", __version__))
+        self.on_call: Callable[[], None] = lambda: None
         self._python = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
     def worker_state(self) -> m.Message:
@@ -104,6 +113,7 @@ class Api:
         push = m.decode(m.PushTasks, content, media)
         pushed = self._holdings.take(bundle, tickets, push, capacity=standing.capacity, now_s=self._now_s())
         if pushed.taken:
+            self._give_back_unwanted(self._holdings.jobs[bundle.job_id, bundle.poll_key])
             self._runner.wake()
             if log.isEnabledFor(EVENT):
                 log.log(EVENT, "took %d task%s of job %s", pushed.taken, "s" * (pushed.taken > 1), bundle.job_id[:8])
@@ -138,12 +148,24 @@ class Api:
     def cancel_job(self, job_id: str) -> m.Message:
         """DELETE /v1/jobs/<job>"""
         job = self._authenticated_job(job_id, "DELETE")
-        receipts = self._holdings.cancel(job)
+        receipts = self._holdings.refuse(job, lambda _: "cancelled")
         now_s = time.monotonic()
         for receipt in receipts:
             self._unsettled.keep(receipt, now_s)
         log.log(EVENT, "job %s was cancelled: gave back %d tasks", job.job_id[:8], len(receipts))
         return m.Cancelled(refused=len(receipts))
+
+    def prove(self, nonce: str, why: str, mac: str) -> m.Message:
+        """GET /v1/challenge/...: discovery looks whether it can connect to this worker, or calls it to the relay. Who
+        does not know the boot id, which nobody else does, finds nothing here."""
+        boot_id = self._registration.boot_id
+        if why not in ("reach", "call") or not hmac.compare_digest(
+            mac.encode(), challenge(boot_id, nonce, why).encode()
+        ):
+            raise ProblemError(404, "not-found", "there is nothing at this path")
+        if why == "call":
+            self.on_call()
+        return m.Proof(proof=proof(boot_id, nonce))
 
     def let_go(self) -> None:
         """Lets waiting polls answer at once: the worker stops."""

@@ -11,34 +11,47 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import gevent
 from gevent.event import Event
 from gevent.os import make_nonblocking, nb_read
 from gevent.select import poll as gevent_poll
 
-from ec262.config import WorkerSettings, discovery_url, is_loopback
+from ec262.config import WorkerSettings, discovery_url, home_directory, is_loopback
 from ec262.credentials import CredentialStore
 from ec262.discovery_client import DiscoveryClient
+from ec262.errors import WorkerLost
 from ec262.protocol.routes import routes_of
 from ec262.sandbox.launcher import Grants, Sandbox
 from ec262.sandbox.layers import layers_of
 from ec262.sandbox.policy import DEFAULT, Policy
+from ec262.sandbox.policy import Limits as UnitLimits
 from ec262.serving import Limits, Server
+from ec262.worker.attendance import Attendance
+from ec262.worker.control import Control, control_directory, own_pids
 from ec262.worker.events import printed
 from ec262.worker.executor import JobExecutor
 from ec262.worker.executor_process import ExecutorProcesses
 from ec262.worker.holdings import Holdings
 from ec262.worker.lease import DiscoveryClock, Offer, Registration
+from ec262.worker.metrics import metrics_app
+from ec262.worker.preferences import Watched, choose
+from ec262.worker.relay import Nowhere, RelayPolls
+from ec262.worker.remembered import Remembered
 from ec262.worker.runner import Runner
+from ec262.worker.sensors import sensors_of
 from ec262.worker.server import Api
+from ec262.worker.status import Status
 from ec262.worker.stored import StoredInputs
+from ec262.worker.terms import fit_memory
 from ec262.worker.unsettled import UnsettledReceipts
 
 log = logging.getLogger("ec262.worker")
 
 SWEEP_EVERY_S = 5.0
+UNIT_MEMORY_BYTES = UnitLimits().memory_bytes
+"""What a slot may use."""
 _GOODBYE_S = 3.0
 _HASTY_GOODBYE_S = 1.0
 _LAST_ANSWER_S = 1.0
@@ -52,11 +65,14 @@ class Worker:
         url: the discovery service.
         home: where credentials are; None: the user's place.
         executor: what computes map tasks of programs for it.
+        watched: the file of its owner's preferences, looked at again while it works.
 
     Attributes:
         server: where foremen push to; its `port` is the real one where 0 was asked for.
         registration: the worker's presence at discovery.
         holdings: what it has taken.
+        attendance: when it works.
+        lost: it leaves because discovery was silent for too long.
 
     Raises:
         SandboxUnavailable: this machine cannot confine strangers' code and nobody said that it need not.
@@ -65,9 +81,18 @@ class Worker:
     """
 
     def __init__(
-        self, settings: WorkerSettings, url: str, *, home: Path | None = None, executor: JobExecutor | None = None
+        self,
+        settings: WorkerSettings,
+        url: str,
+        *,
+        home: Path | None = None,
+        executor: JobExecutor | None = None,
+        watched: Watched | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = fit_memory(settings, UNIT_MEMORY_BYTES)
+        self.lost = False
+        self._home = home or home_directory()
+        self._control: Control | None = None
         self.url = url
         self._over = Event()  # leave
         self._hurry = Event()  # ... without finishing
@@ -78,7 +103,7 @@ class Worker:
         if self._executor is not None:
             self._executor.check()
         self._unsettled = UnsettledReceipts(settings.show_receipts_after_s)
-        self._client = DiscoveryClient(url, retry_for_s=0.0)
+        self._client = DiscoveryClient(url, retry_for_s=0.0, ca_bundle=settings.ca_bundle or None)
         self._sandbox = open_sandbox(settings)
         try:
             self.grants = self._sandbox.start()
@@ -97,6 +122,7 @@ class Worker:
                 offer,
                 self._start_anew,
                 self.holdings.was_pushed,
+                lambda alone: self._relay.wanted() if alone else self._relay.called(),
             )
             self._runner = Runner(
                 *(settings, self._sandbox, self.holdings, self._unsettled),
@@ -104,20 +130,46 @@ class Worker:
                 stored=self._stored,
                 executors={self._executor.name: self._executor} if self._executor is not None else {},
             )
+            kept = control_directory(self._home) / f"{settings.port}.json" if settings.port else None
+            self._remembered = Remembered(kept)
+            self.attendance = Attendance(
+                *(settings, sensors_of(settings, lambda: own_pids(self._home)), self._remembered, self.registration),
+                *(self.holdings, self._unsettled),
+                on_lost=self._end_lost,
+                on_given_back=self._runner.wake,
+                watched=watched,
+            )
             self._api = Api(
-                settings, self.holdings, self._unsettled, self.registration, self._runner, self._clock.now_s
+                *(settings, self.holdings, self._unsettled, self.registration, self._runner, self._clock.now_s),
+                self.attendance.give_back_unwanted,
             )
-            self.server = Server(
-                self._api.app(),
-                settings.host or ("127.0.0.1" if is_loopback(url) else "0.0.0.0"),
-                settings.port,
-                limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
+            self._metrics = (
+                Server(metrics_app(self.status), settings.metrics_host, settings.metrics_port)
+                if settings.metrics_port is not None
+                else None
             )
-            offer.port = self.server.port
+            application = self._api.app()
+            self._relay = RelayPolls(settings, self._client, self.registration, application)
+            self._api.on_call = self._relay.called
+            self.server: Server | Nowhere = (
+                Nowhere(settings.port)
+                if settings.relay == "always"
+                else Server(
+                    application,
+                    settings.host or ("127.0.0.1" if is_loopback(url) else "0.0.0.0"),
+                    settings.port,
+                    limits=Limits(max_body_bytes=max(route.max_body_bytes for route in routes_of("worker"))),
+                )
+            )
+            offer.port = 0 if settings.relay == "always" else self.server.port
         except BaseException:
             self._sandbox.close()
             self._client.close()
             raise
+
+    def status(self) -> Status:
+        """This worker now, for its owner."""
+        return self.attendance.status(port=self.server.port, url=self.server.url, discovery=self.url)
 
     @property
     def capabilities(self) -> list[str]:
@@ -127,7 +179,16 @@ class Worker:
     def __enter__(self) -> Self:
         self.server.start()
         self._runner.start()
+        self._relay.start()
         self._sweeper = gevent.spawn(self._sweep)
+        try:
+            self._control = Control(self._home, self.server.port, self._answer_owner)
+        except OSError as reason:
+            log.warning("ec262 worker status, pause and resume will not reach this worker: %s", reason)
+        if self._metrics is not None:
+            self._metrics.start()
+            log.info("metrics at %s/metrics", self._metrics.url)
+        self.attendance.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,6 +224,7 @@ class Worker:
     def serve_until_asked(self) -> None:
         """Works until `ask_to_leave`; then leaves the pool, finishes what is held and waits until it is fetched."""
         self._over.wait()
+        self.attendance.leave()
         with gevent.Timeout(_HASTY_GOODBYE_S if self._hurry.is_set() else _GOODBYE_S, False):
             self.registration.leave()
         self._drain()
@@ -182,9 +244,16 @@ class Worker:
         """Stops everything; nothing is left running. May be called twice."""
         self._over.set()
         gevent.killall([item for item in (self._sweeper,) if item is not None])
+        self.attendance.stop()
+        if self._control is not None:
+            self._control.close()
+        if self._metrics is not None:
+            self._metrics.stop(timeout_s=0.2)
         self.registration.stop()
         self._api.let_go()
-        self.server.stop(timeout_s=0.2 if self._hurry.is_set() else 2.0)
+        patience_s = 0.2 if self._hurry.is_set() else 2.0
+        self._relay.stop(patience_s)
+        self.server.stop(timeout_s=patience_s)
         self._runner.stop()
         if self._executor is not None:
             self._executor.close()
@@ -197,9 +266,9 @@ class Worker:
         if holdings.unfinished or holdings.undelivered:
             log.info(
                 "finishing: %d tasks to compute, %d results to be fetched (at most %.0f s; once more to leave at once)",
-                holdings.unfinished, holdings.undelivered, self.settings.drain_s,
+                holdings.unfinished, holdings.undelivered, self.attendance.drain_s,
             )  # fmt: skip
-        until_s = time.monotonic() + self.settings.drain_s
+        until_s = time.monotonic() + self.attendance.drain_s
         while (holdings.unfinished or holdings.undelivered) and time.monotonic() < until_s:
             if self._hurry.wait(0.05):
                 return
@@ -216,6 +285,13 @@ class Worker:
                 log.warning("dropped %d results that nobody fetched before their deadline", dropped)
                 self._runner.wake()
 
+    def _answer_owner(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self.attendance.answer(request, self.status)
+
+    def _end_lost(self) -> None:
+        self.lost = True
+        self.ask_to_leave()
+
     def _start_anew(self) -> None:
         lost = self.holdings.unfinished + self.holdings.unacknowledged
         self.holdings.clear()
@@ -230,11 +306,13 @@ def run_worker(
     slots: int | None = None,
     sandbox: Literal["native", "none"] | None = None,
     min_price: int | None = None,
+    relay: Literal["auto", "always", "never"] | None = None,
     allow_modules: tuple[str, ...] = (),
     data_dirs: Mapping[str, str] | None = None,
     executor: JobExecutor | None = None,
     verbosity: int = 0,
     settings: WorkerSettings | None = None,
+    watched: Watched | None = None,
     on_ready: Callable[[Worker], None] | None = None,
     parent_pipe: bool = False,
 ) -> None:
@@ -250,11 +328,15 @@ def run_worker(
         slots: tasks at a time; default one a core.
         sandbox: ``native``, or ``none`` to run strangers' code unconfined.
         min_price: compute only for foremen that pay so many times the usual price; default 1.
+        relay: serve through discovery's relay: ``auto`` (default): where nobody can connect to this machine;
+            ``always``: listen nowhere; ``never``.
         allow_modules: modules that jobs may import beside the sandbox's own.
         data_dirs: shared storages that tasks may read here: name to directory or URL.
         executor: computes map tasks of programs that name it, with what is installed here.
         verbosity: 0: start, warnings, end; 1: a line an event; 2: everything. For a program without logging of its own.
-        settings: all at once, instead of the above.
+        settings: all at once, instead of the above. Without it ``worker.toml`` counts for what is not given here (see
+            `ec262.worker.preferences`).
+        watched: that file, where `settings` has been made of it.
         on_ready: called when discovery has let the worker in.
         parent_pipe: leave at once when standard input ends: whoever started this process is gone.
 
@@ -262,26 +344,34 @@ def run_worker(
         SandboxUnavailable: this machine cannot confine strangers' code.
         SetupError: the port is taken, credentials cannot be used, a setting is wrong.
         ProblemError: discovery refuses this worker.
+        WorkerLost: discovery was silent for as long as `WorkerSettings.max_living_s`.
     """
-    chosen = settings or WorkerSettings.from_environment(
-        port=port,
-        host=host,
-        slots=slots,
-        sandbox=sandbox,
-        min_price=min_price,
-        allow_modules=allow_modules or None,
-        data_dirs=tuple(data_dirs.items()) if data_dirs else None,
-    )
-    with printed(verbosity), Worker(chosen, discovery_url(discovery), executor=executor) as worker:
+    preferred = ""
+    if settings is None:
+        settings, preferred, watched = choose(
+            home_directory(),
+            port=port,
+            host=host,
+            slots=slots,
+            sandbox=sandbox,
+            min_price=min_price,
+            relay=relay,
+            allow_modules=allow_modules or None,
+            data_dirs=tuple(data_dirs.items()) if data_dirs else None,
+        )
+    url = discovery_url(discovery, preferred)
+    with printed(verbosity), Worker(settings, url, executor=executor, watched=watched) as worker:
         watcher = gevent.spawn(_wait_for_parent, worker) if parent_pipe else None
         with _signals_ask(worker):
             try:
+                slots = worker.settings.slots
                 log.info(
                     "worker on %s, %d slot%s, %s%s",
-                    *(worker.server.url, chosen.slots, "s" * (chosen.slots > 1), _confined_by(worker)),
+                    *(worker.server.url, slots, "s" * (slots > 1), _confined_by(worker)),
                     "".join(f", {each}" for each in worker.capabilities),
                 )
                 if not worker.enter():
+                    _raise_if_lost(worker)
                     return
                 standing = worker.registration.standing
                 log.info("in the pool of %s as %s", worker.url, standing.worker_id if standing else "?")
@@ -289,6 +379,7 @@ def run_worker(
                     on_ready(worker)
                 worker.serve_until_asked()
                 _say_goodbye(worker)
+                _raise_if_lost(worker)
             finally:
                 if watcher is not None:
                     watcher.kill()
@@ -328,7 +419,16 @@ def _say_goodbye(worker: Worker) -> None:
     with gevent.Timeout(_HASTY_GOODBYE_S, False):
         state = registration.account_state()
     has = f"; account {state.account_id} has earned {state.earned} and has {state.balance}" if state else ""
-    log.info("left the pool after %d tasks%s", worker.holdings.taken, has)
+    status = worker.status()
+    log.info(
+        "left the pool after %d tasks; earned %d credits, %d today, %d in all%s",
+        *(worker.holdings.taken, status.earned_since_start, status.earned_today, status.earned, has),
+    )
+
+
+def _raise_if_lost(worker: Worker) -> None:
+    if worker.lost:
+        raise WorkerLost(f"{worker.url} did not answer for {worker.registration.silent_s:.0f} s (max_living)")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ what has been finished for a while and is still open there. Rules without I/O; t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ec262.protocol.receipts import Receipt
@@ -29,18 +30,25 @@ class UnsettledReceipts:
 
     Args:
         show_after_s: how long a lease may stay open after it was finished before its receipt is shown.
+
+    Attributes:
+        kinds: how many leases were finished since the start, by the kind of their receipts; and `cpu_s` used by them.
     """
 
     def __init__(self, show_after_s: float) -> None:
         self._show_after_s = show_after_s
         self._kept: dict[str, _Kept] = {}
         self._open: frozenset[str] = frozenset()
+        self.kinds: Counter[str] = Counter()
+        self.cpu_s = 0.0
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def keep(self, receipt: Receipt, now_s: float) -> None:
         """A lease was finished."""
+        self.kinds[str(receipt.kind)] += 1
+        self.cpu_s += receipt.cpu_s
         self._kept[receipt.lease_id] = _Kept(receipt, now_s)
 
     def due(self, now_s: float) -> list[list[Receipt]]:

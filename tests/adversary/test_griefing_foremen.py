@@ -116,7 +116,8 @@ def test_attack_leasing_and_never_pushing(make_scene: MakeScene) -> None:
     before = scene.name(worker)
     unseen = of(worker, leased)
     assert len(deny(worker, unseen).open_leases) == 32, "it may still be pushed"
-    worker.caller = At(make_scene(hold_s=0.0, **costs).discovery, account=worker.caller.account)
+    here = worker.caller._client.environ_base["REMOTE_ADDR"]
+    worker.caller = At(make_scene(hold_s=0.0, **costs).discovery, here, account=worker.caller.account)
     assert deny(worker, unseen).open_leases == []
     assert len(other.lease(32).tasks) == 32
     assert scene.name(worker) == before

@@ -56,42 +56,25 @@ ALLOWED: dict[str, set[str]] = {
 # Inside discovery a module imports only what stands before it: first what is decided without I/O, then the store,
 # then the rules that use it, last what talks to the world.
 DISCOVERY_ORDER = [
-    *("settings", "addresses", "admission", "records", "credibility", "verdict", "matching"),
+    *("settings", "addresses", "admission", "passes", "records", "credibility", "verdict", "matching"),
     *("changes", "payments", "beliefs", "reclaiming", "tasks"),
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
-    *(
-        "store.dump",
-        "store.answers",
-        "store.reading",
-        "store.reputations",
-        "store.accounts",
-        "store.pulse",
-        "store.books",
-    ),
+    *("store.dump", "store.answers", "store.reading", "store.reputations", "store.accounts", "store.pulse"),
+    *("store.books", "store.channel"),
     *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "registry", "leasing", "disputes", "settlement", "jobs"),
+    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
     *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
     *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
 FOREMAN_ORDER = [
-    *("attempts", "inflight", "purse", "schedule", "payloads", "peers", "records", "unsent", "accepted", "dissent"),
-    *(
-        "journal",
-        "session",
-        "auditing",
-        "polling",
-        "pushing",
-        "repeating",
-        "settling",
-        "resuming",
-        "leasing",
-        "watching",
-    ),
+    *("attempts", "inflight", "purse", "schedule", "payloads", "direct", "relayed", "peers", "records", "unsent"),
+    *("accepted", "dissent", "journal", "session", "auditing", "polling", "pushing", "repeating", "settling"),
+    *("resuming", "leasing", "watching"),
     *("engine", "differences", "sample", "original", "rehearsal"),
 ]
 JOBS_ORDER = ["report", "checkpoint", "sampling", "plan", "driver", "job", "run"]
@@ -101,7 +84,8 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 
 # What decides, decides without I/O and without a clock.
 PURE = [
-    *("discovery.addresses", "discovery.admission", "discovery.credibility", "discovery.archive.entry"),
+    *("discovery.addresses", "discovery.admission", "discovery.passes", "ec262.protocol.relaying"),
+    *("ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
@@ -111,6 +95,7 @@ PURE = [
     *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy", "discovery.api_page"),
     *("ec262.protocol.openapi", "ec262.protocol.versions"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
+    *("ec262.protocol.terms", "ec262.worker.terms"),
 ]
 IMPURE = {"time", "socket", "os", "subprocess", "threading", "io", "pathlib", "redis", "flask", "gevent", "requests"}
 

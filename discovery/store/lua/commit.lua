@@ -9,7 +9,7 @@
 --   {ec}:account:<id>         hash: counters escrow, earned, spent; unvested (part of the balance that may not be spent yet)
 --   {ec}:vesting              sorted set: times (s, tens) at which pay vests; {ec}:vesting:<time>  hash: account -> credits
 --   {ec}:worker:<id>          hash: used, capacity, epoch, class, capabilities, counters (and what register.lua wrote);
---                             share (it is given one in so many of its capacity);
+--                             share (it is given one in so many of its capacity); away (it wants no leases now);
 --                             denied (parties of foremen of whose leases it says that they were not pushed, each with a
 --                             space behind it; since an answer of it was accepted);
 --                             verified, doubts, words, accusers: what all foremen share of their tallies (see learn)
@@ -112,10 +112,10 @@ for _, j in ipairs(c.jobs) do
 end
 local taken = {}
 for n, t in ipairs(c.takes) do
-  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'class', 'capabilities')
+  local w = redis.call('HMGET', P .. 'worker:' .. t[1], 'epoch', 'used', 'capacity', 'share', 'class', 'capabilities', 'away')
   taken[n] = w
   local expires = redis.call('ZSCORE', P .. 'alive', t[1])
-  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2]
+  if not expires or tonumber(expires) <= c.now or tonumber(w[1]) ~= t[2] or w[7]
       or tonumber(w[2]) + #t[3] > room(w[3], w[4]) then
     return {'worker', t[1]}
   end
@@ -231,12 +231,12 @@ for _, d in ipairs(c.denied) do
     if halve and f[1] == d[1] and f[3] == 0 then f[3] = -1 end
   end
 end
--- A worker that is alive is in its pools as long as it has room.
+-- A worker that is alive and not away is in its pools as long as it has room.
 local shares = {}
 for _, f in ipairs(c.frees) do
   local key = P .. 'worker:' .. f[1]
   local freed = in_pieces('SREM', key .. ':leases', f[2])
-  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used', 'denied')
+  local w = redis.call('HMGET', key, 'capacity', 'class', 'capabilities', 'share', 'used', 'denied', 'away')
   local share = w[4]
   if f[3] > 0 and (share or w[6]) then
     redis.call('HDEL', key, 'share', 'denied')
@@ -251,7 +251,7 @@ for _, f in ipairs(c.frees) do
     local has = used < room(w[1], share)
     if had and not has then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SREM', P .. 'pool:' .. group, f[1]) end
-    elseif has and not had and redis.call('ZSCORE', P .. 'alive', f[1]) then
+    elseif has and not had and not w[7] and redis.call('ZSCORE', P .. 'alive', f[1]) then
       for _, group in ipairs(groups(w[2], w[3])) do redis.call('SADD', P .. 'pool:' .. group, f[1]) end
     end
   end

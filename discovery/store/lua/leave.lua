@@ -38,17 +38,19 @@ else
   for _, job in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do redis.call('SADD', P .. 'backtrack', job) end
 end
 for _, id in ipairs(gone) do
-  local known = redis.call('HMGET', P .. 'worker:' .. id, 'class', 'slots', 'capabilities', 'account', 'near')
+  local known = redis.call('HMGET', P .. 'worker:' .. id, 'class', 'slots', 'capabilities', 'account', 'near', 'away')
   redis.call('ZREM', P .. 'alive', id)
   redis.call('SREM', P .. 'account:' .. known[4] .. ':alive', id)
   if known[5] then redis.call('SREM', P .. 'near:' .. known[5], id) end
-  local base, ask = string.match(known[1], '^(.*)%$(%d+)$')
-  if base and redis.call('HINCRBY', P .. 'asks:' .. base, ask, -1) == 0 then redis.call('HDEL', P .. 'asks:' .. base, ask) end
-  for number, group in ipairs(groups(known[1], known[3])) do
-    redis.call('SREM', P .. 'pool:' .. group, id)
-    if number > 1 then redis.call('ZREM', P .. 'have:' .. group, id) end
-    redis.call('HINCRBY', P .. 'class:' .. group, 'slots', -known[2])
-    if redis.call('HINCRBY', P .. 'class:' .. group, 'workers', -1) == 0 then redis.call('DEL', P .. 'class:' .. group) end
+  if not known[6] then  -- else it is in none of these
+    local base, ask = string.match(known[1], '^(.*)%$(%d+)$')
+    if base and redis.call('HINCRBY', P .. 'asks:' .. base, ask, -1) == 0 then redis.call('HDEL', P .. 'asks:' .. base, ask) end
+    for number, group in ipairs(groups(known[1], known[3])) do
+      redis.call('SREM', P .. 'pool:' .. group, id)
+      if number > 1 then redis.call('ZREM', P .. 'have:' .. group, id) end
+      redis.call('HINCRBY', P .. 'class:' .. group, 'slots', -known[2])
+      if redis.call('HINCRBY', P .. 'class:' .. group, 'workers', -1) == 0 then redis.call('DEL', P .. 'class:' .. group) end
+    end
   end
 end
 return #gone

@@ -107,7 +107,8 @@ for _, id in ipairs(drawn) do
   if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now and not (bound and neighbour(id)) then
     answer[#answer + 1] = id
     answer[#answer + 1] = redis.call('HMGET', P .. 'worker:' .. id, 'account', 'address', 'port', 'slots', 'epoch', 'used',
-      'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor')
+      'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor', 'terms',
+      'relay')
   end
 end
 return cmsgpack.pack(answer)

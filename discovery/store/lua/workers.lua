@@ -3,6 +3,7 @@
 local answer = {}
 for n, id in ipairs(ARGV) do
   answer[n] = redis.call('HMGET', '{ec}:worker:' .. id, 'account', 'address', 'port', 'slots', 'epoch', 'used', 'capacity',
-    'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor')
+    'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor', 'terms',
+    'relay')
 end
 return cmsgpack.pack(answer)

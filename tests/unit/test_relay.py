@@ -1,0 +1,410 @@
+"""The relay: calls come through it, whichever process holds them; and nobody can fill it, read it or misuse it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from discovery.app import Discovery
+from discovery.store.store import Offer
+from ec262.protocol import messages as m
+from tests.conftest import MakeDiscovery
+from tests.parties import Caller, Foreman, Problem, Worker
+from tests.processes import until
+
+CALL = b"what a foreman says"
+REPLY = b"what the worker says to that"
+
+
+class Relayed:
+    """A worker that serves through the relay, and a foreman that was leased it."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self.owner = Caller(discovery)
+        self.worker = Worker(self.owner, relay="always", port=0)
+        self.foreman = Foreman(discovery)
+        self.assigned = self.foreman.lease().workers[0]
+        self.path = f"/v1/workers/{self.worker.worker_id}/calls"
+
+    def call(self, call: bytes = CALL, *, wait_s: float = 10.0, caller: Caller | None = None) -> bytes:
+        """The foreman calls; raises `Problem`."""
+        body = m.CallRelay(relay_pass=self.assigned.relay_pass, wait_s=wait_s, call=call)
+        return (caller or self.foreman).call("POST", f"/v1/relay/{self.worker.worker_id}", m.RelayReply, body).reply
+
+    def take(
+        self, *, wait_s: float = 10.0, received: list[str] | None = None, anew: bool = False, at: Caller | None = None
+    ) -> Any:
+        """The worker polls once; raises `Problem`."""
+        body = m.TakeCalls(boot_id=self.worker.boot_id, wait_s=wait_s, received=received or [], anew=anew)
+        return (at or self.owner).call("POST", self.path, m.CallsTaken, body)
+
+    def reply(self, call: m.RelayedCall, reply: bytes = REPLY, *, at: Caller | None = None) -> None:
+        """The worker replies; raises `Problem`."""
+        (at or self.owner).tell(f"{self.path}/{call.call_id}", m.RelayReply(reply=reply))
+
+
+@pytest.fixture
+def relayed(discovery: Discovery) -> Relayed:
+    return Relayed(discovery)
+
+
+class Threads(ThreadPoolExecutor):
+    """Calls that wait."""
+
+    def begin(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+        """Starts one."""
+        return self.submit(function, *arguments, **named)
+
+
+@pytest.fixture
+def threads() -> Any:
+    with Threads(40) as made:
+        yield made
+
+
+def waiting(discovery: Discovery, count: int) -> None:
+    """Waits until so many calls and polls wait."""
+    until(lambda: discovery.relay._waiting == count, what=f"{count} waiting")
+
+
+# --- how it works ---------------------------------------------------------------------------------
+
+
+def test_a_worker_at_the_relay_has_no_address(relayed: Relayed) -> None:
+    assert relayed.worker.registered.relay
+    assert (relayed.assigned.relay, relayed.assigned.address, relayed.assigned.port) == ("must", "", 0)
+
+
+@pytest.mark.parametrize("first", ["worker", "foreman"])
+def test_a_call_reaches_the_worker_and_its_reply_the_foreman(
+    discovery: Discovery, relayed: Relayed, threads: Threads, first: str
+) -> None:
+    """Whoever comes first waits for the other."""
+    if first == "worker":
+        taken = threads.begin(relayed.take)
+        waiting(discovery, 1)
+        called = threads.begin(relayed.call)
+    else:
+        called = threads.begin(relayed.call)
+        waiting(discovery, 1)
+        taken = threads.begin(relayed.take)
+    (call,) = taken.result(10).calls
+    assert call.call == CALL
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+    assert discovery.relay.held_bytes == discovery.relay._waiting == 0
+
+
+def test_a_poll_that_gets_nothing_says_so(relayed: Relayed) -> None:
+    assert relayed.take(wait_s=0.05).calls == []
+
+
+def test_a_call_wakes_a_poll_at_once(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    """No party looks again and again: what waits is woken."""
+    taken = threads.begin(relayed.take, wait_s=30.0)
+    waiting(discovery, 1)
+    started = time.monotonic()
+    threads.begin(relayed.call, wait_s=0.5)
+    assert taken.result(10).calls
+    assert time.monotonic() - started < 5.0
+
+
+def test_several_processes_over_one_store(make_discovery: MakeDiscovery, threads: Threads) -> None:
+    """The foreman's call is held by one process, the worker polls another, and replies to a third."""
+    first, second, third = (make_discovery() for _ in range(3))
+    relayed = Relayed(first)
+    at_second, at_third = (Caller(each, relayed.owner.account) for each in (second, third))
+    taken = threads.begin(relayed.take, at=at_second)
+    waiting(second, 1)
+    body = b"x" * 1_000_000
+    called = threads.begin(relayed.call, body)
+    (call,) = taken.result(10).calls
+    assert call.call == body
+    relayed.take(at=at_third, wait_s=0.0, received=[call.call_id])
+    relayed.reply(call, body[::-1], at=at_third)
+    assert called.result(10) == body[::-1]
+    assert all(each.relay.held_bytes == 0 for each in (first, second, third))
+
+
+def test_a_call_that_did_not_arrive_is_sent_again_and_one_that_did_is_not(
+    discovery: Discovery, relayed: Relayed, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("discovery.relay.AGAIN_S", 0.2)
+    called = threads.begin(relayed.call)
+    (lost,) = relayed.take().calls  # say that this answer never came
+    (again,) = relayed.take().calls
+    assert again == lost
+    assert relayed.take(received=[again.call_id], wait_s=0.6).calls == []
+    relayed.reply(again)
+    assert called.result(10) == REPLY
+
+
+def test_calls_in_an_answer_that_got_lost_are_wanted_again_and_come_at_once(
+    make_discovery: MakeDiscovery, threads: Threads
+) -> None:
+    """Also at another process. What came, and what was replied to, does not come again."""
+    first, second = make_discovery(), make_discovery()
+    relayed = Relayed(first)
+    at_second = Caller(second, relayed.owner.account)
+    calls = [threads.begin(relayed.call, b"%d" % number) for number in range(3)]
+    waiting(first, 3)
+    done, came, lost = (relayed.take(at=at_second).calls[0] for _ in calls)
+    relayed.reply(done)
+    started = time.monotonic()
+    (again,) = relayed.take(received=[came.call_id], anew=True).calls
+    assert again == lost
+    assert time.monotonic() - started < 3.0
+    assert relayed.take(received=[again.call_id], anew=True, wait_s=0.05).calls == []
+    relayed.reply(came)
+    relayed.reply(again)
+    assert [each.result(10) for each in calls] == [REPLY] * 3
+
+
+def test_a_second_reply_changes_nothing(relayed: Relayed, threads: Threads) -> None:
+    called = threads.begin(relayed.call)
+    (call,) = relayed.take().calls
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+    with pytest.raises(Problem) as late:
+        relayed.reply(call, b"another")
+    assert late.value.code == "too-late"
+
+
+def test_a_worker_that_does_not_reply(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    called = threads.begin(relayed.call, wait_s=0.3)
+    (call,) = relayed.take().calls
+    with pytest.raises(Problem) as silent:
+        called.result(10)
+    assert (silent.value.status, silent.value.code) == (504, "no-answer")
+    with pytest.raises(Problem) as late:
+        relayed.reply(call)
+    assert (late.value.status, late.value.code) == (410, "too-late")
+    assert discovery.relay.held_bytes == 0
+
+
+def test_a_worker_of_which_nothing_was_heard_for_long(make_discovery: MakeDiscovery) -> None:
+    relayed = Relayed(make_discovery(relay_absent_s=0.1))
+    relayed.take(wait_s=0.0)
+    time.sleep(0.2)
+    started = time.monotonic()
+    with pytest.raises(Problem) as absent:
+        relayed.call()
+    assert absent.value.code == "absent"
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_worker_that_left_is_called_as_long_as_it_polls(relayed: Relayed, threads: Threads) -> None:
+    """It hands over what it has; then it is unknown."""
+    relayed.owner.raw("DELETE", f"/v1/workers/{relayed.worker.worker_id}")
+    with pytest.raises(Problem) as gone:
+        relayed.call()
+    assert gone.value.code == "unknown-worker"
+    relayed.take(wait_s=0.0)
+    called = threads.begin(relayed.call)
+    (call,) = relayed.take().calls
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+
+
+def test_what_is_relayed_is_in_no_file(relayed: Relayed, threads: Threads, redis_url: str, tmp_path: Path) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        before = client.info("persistence")["aof_current_size"]
+        called = threads.begin(relayed.call)
+        (call,) = relayed.take().calls
+        relayed.reply(call)
+        called.result(10)
+        assert client.info("persistence")["aof_current_size"] == before
+        assert not list(client.scan_iter("{ec}:relay:*:open"))
+
+
+# --- who may --------------------------------------------------------------------------------------
+
+
+def test_attack_call_a_worker_without_having_been_leased_it(
+    discovery: Discovery, relayed: Relayed, threads: Threads
+) -> None:
+    stranger = Foreman(discovery)
+    for given in (relayed.assigned.relay_pass, b"", b"x" * 40):
+        body = m.CallRelay(relay_pass=given, wait_s=0.0, call=CALL)
+        with pytest.raises(Problem) as refused:
+            stranger.call("POST", f"/v1/relay/{relayed.worker.worker_id}", m.RelayReply, body)
+        assert refused.value.code == "relay-refused"
+    assert relayed.take(wait_s=0.0).calls == []
+
+
+def test_attack_use_a_pass_for_another_worker(discovery: Discovery, relayed: Relayed) -> None:
+    other = Worker(Caller(discovery), relay="always", port=0)
+    body = m.CallRelay(relay_pass=relayed.assigned.relay_pass, wait_s=0.0, call=CALL)
+    with pytest.raises(Problem) as refused:
+        relayed.foreman.call("POST", f"/v1/relay/{other.worker_id}", m.RelayReply, body)
+    assert refused.value.code == "relay-refused"
+
+
+def test_attack_use_a_pass_after_its_leases(make_discovery: MakeDiscovery) -> None:
+    discovery = make_discovery(min_timeout_s=0.1, late_grace_s=0.1)
+    relayed = Relayed(discovery)
+    relayed.assigned = relayed.foreman.lease(timeout_s=0.1, cpu_limit_s=0.05).workers[0]
+    time.sleep(0.4)
+    with pytest.raises(Problem) as refused:
+        relayed.call()
+    assert refused.value.code == "relay-refused"
+
+
+def test_attack_take_the_calls_of_anothers_worker(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    called = threads.begin(relayed.call, wait_s=1.0)
+    thief = Caller(discovery)
+    with pytest.raises(Problem) as refused:
+        relayed.take(at=thief, wait_s=0.0)
+    assert refused.value.code == "unknown-worker"
+    with pytest.raises(Problem):
+        called.result(10)
+
+
+def test_a_worker_before_its_restart_gets_nothing_more(relayed: Relayed) -> None:
+    body = m.TakeCalls(boot_id="ab" * 16, wait_s=0.0)
+    with pytest.raises(Problem) as refused:
+        relayed.owner.call("POST", relayed.path, m.CallsTaken, body)
+    assert refused.value.code == "unknown-worker"
+
+
+def test_attack_reply_in_anothers_name(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    """A call's id is told to its worker alone; a guess is not one, and neither is another worker's name with it."""
+    called = threads.begin(relayed.call)
+    (call,) = relayed.take().calls
+    thief = Caller(discovery)
+    other = Worker(thief, relay="always", port=0)
+    for path in (
+        f"/v1/workers/{other.worker_id}/calls/{call.call_id}",
+        f"{relayed.path}/{call.call_id[:16]}{'0' * 16}",
+        f"{relayed.path}/x",
+    ):
+        with pytest.raises(Problem) as late:
+            thief.tell(path, m.RelayReply(reply=b"forged"))
+        assert late.value.code == "too-late"
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+
+
+def test_foremen_are_told_apart_and_not_named(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    threads.begin(relayed.call, wait_s=0.5)
+    (call,) = relayed.take().calls
+    assert len(call.sender) == 16
+    assert call.sender not in relayed.foreman.account.account_id
+
+
+def test_a_worker_that_listens_serves_no_relay_unasked(discovery: Discovery) -> None:
+    worker = Worker(Caller(discovery))
+    foreman = Foreman(discovery)
+    (assigned,) = foreman.lease().workers
+    assert (assigned.relay, assigned.relay_pass) == ("never", b"")
+    assert not worker.registered.relay
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def refused_when_full(relayed: Relayed, call: bytes = CALL) -> None:
+    response = relayed.foreman.raw(
+        "POST",
+        f"/v1/relay/{relayed.worker.worker_id}",
+        m.encode(m.CallRelay(relay_pass=relayed.assigned.relay_pass, wait_s=5.0, call=call)),
+    )
+    assert response.status_code == 503
+    assert m.decode(m.Problem, response.data).code == "busy"
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_attack_more_calls_for_a_worker_than_may_wait(make_discovery: MakeDiscovery, threads: Threads) -> None:
+    """An account has half of the places, so that another's are left; what waits is done all the same."""
+    discovery = make_discovery(relay_worker_calls=4)
+    relayed = Relayed(discovery)
+    calls = [threads.begin(relayed.call) for _ in range(2)]
+    waiting(discovery, 2)
+    refused_when_full(relayed)
+    other = Relayed.__new__(Relayed)
+    other.__dict__ |= relayed.__dict__ | {"foreman": Foreman(discovery)}
+    other.assigned = other.foreman.lease().workers[0]
+    calls += [threads.begin(other.call) for _ in range(2)]
+    waiting(discovery, 4)
+    refused_when_full(other)
+    for _ in calls:
+        (call,) = relayed.take().calls
+        relayed.reply(call)
+    assert [each.result(10) for each in calls] == [REPLY] * 4
+
+
+def test_attack_more_bytes_for_a_worker_than_may_wait(make_discovery: MakeDiscovery, threads: Threads) -> None:
+    discovery = make_discovery(relay_worker_bytes=100_000)
+    relayed = Relayed(discovery)
+    called = threads.begin(relayed.call, b"x" * 60_000)
+    waiting(discovery, 1)
+    refused_when_full(relayed, b"x" * 60_000)
+    (call,) = relayed.take().calls
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+    threads.begin(relayed.call, b"x" * 60_000, wait_s=0.2)
+    assert relayed.take().calls, "and there is room again"
+
+
+def test_attack_more_bytes_than_a_process_holds(make_discovery: MakeDiscovery, threads: Threads) -> None:
+    """Calls and replies both count; a reply without room is sent again, and nothing is lost."""
+    discovery = make_discovery(relay_bytes=100_000)
+    relayed = Relayed(discovery)
+    called = threads.begin(relayed.call, b"x" * 60_000)
+    waiting(discovery, 1)
+    refused_when_full(relayed, b"x" * 60_000)
+    (call,) = relayed.take().calls
+    with pytest.raises(Problem) as full:
+        relayed.reply(call, b"y" * 60_000)
+    assert full.value.code == "busy"
+    relayed.reply(call)
+    assert called.result(10) == REPLY
+    assert discovery.relay.held_bytes == 0
+
+
+def test_attack_more_polls_than_a_process_holds(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    """The other half of the connections is for everybody else."""
+    discovery.relay.most_waiting = 2
+    polls = [threads.begin(relayed.take, wait_s=1.0) for _ in range(2)]
+    waiting(discovery, 2)
+    with pytest.raises(Problem) as full:
+        relayed.take()
+    assert full.value.code == "busy"
+    assert relayed.foreman.state.balance > 0
+    assert all(each.result(10).calls == [] for each in polls)
+
+
+@pytest.mark.parametrize("size", [1_100 * 1024 + 1, 2_300_000])
+def test_attack_a_call_larger_than_any_part(relayed: Relayed, size: int) -> None:
+    with pytest.raises(Problem) as refused:
+        relayed.call(b"x" * size)
+    assert refused.value.status in (400, 413)
+
+
+def test_a_process_that_dies_takes_its_calls_along(make_discovery: MakeDiscovery, threads: Threads) -> None:
+    """The note of the call is still there; the worker that finds it is not held up."""
+    first, second = make_discovery(), make_discovery()
+    relayed = Relayed(first)
+    call_id = first.store.channel.process[::-1] + "0" * 16
+    lost = Offer(relayed.worker.worker_id, call_id, call_id[:16], relayed.foreman.account.account_id, 1, 30.0, 1 << 60)
+    assert first.store.offer_call(lost, (9, 9999, 9), 60.0)[0] == "ok"
+    at_second = Caller(second, relayed.owner.account)
+    called = threads.begin(relayed.call)
+    waiting(first, 1)
+    (call,) = relayed.take(at=at_second).calls
+    relayed.reply(call, at=at_second)
+    assert called.result(10) == REPLY
+
+
+def test_nothing_listens_until_the_relay_is_used(discovery: Discovery) -> None:
+    before = threading.active_count()
+    Worker(Caller(discovery))
+    Foreman(discovery).lease()
+    assert threading.active_count() == before
