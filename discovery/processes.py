@@ -106,12 +106,13 @@ def supervise(
         children.start()
         port = int(listener.getsockname()[1])
         host = f"[{flags.host}]" if ":" in flags.host else flags.host
+        address = f"{'https' if flags.tls_cert else 'http'}://{host}:{port}"
         if flags.report_ready:
-            print(json.dumps({"url": f"http://{host}:{port}"}), flush=True)
+            print(json.dumps({"url": address}), flush=True)
         else:
             print(
-                f"discovery ({flags.network}) at http://{host}:{port} in {flags.processes} processes  -  Ctrl-C ends "
-                f"it, kill -HUP {os.getpid()} renews them",
+                f"discovery ({flags.network}) at {address} in {flags.processes} processes  -  Ctrl-C ends it, kill "
+                f"-HUP {os.getpid()} renews them",
                 file=sys.stderr,
                 flush=True,
             )

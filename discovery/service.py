@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gevent
 import redis
+from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.os import make_nonblocking, nb_read
 
@@ -163,15 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(flags.log_format, verbose=flags.verbose)
     lift_descriptor_limit()
     try:
+        tls = server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None
         if flags.processes is not None and LISTENER_VARIABLE not in os.environ:
             return supervise(flags, list(sys.argv[1:] if arguments is None else arguments), _wait_for_parent)
-        return _serve(flags)
+        return _serve(flags, tls)
     except (EC262Error, OSError, redis.RedisError) as reason:
         print(f"ec262 discovery: {reason}", file=sys.stderr)
         return 1
 
 
-def _serve(flags: argparse.Namespace) -> int:
+def _serve(flags: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
     settings = settings_for(
         flags.network,
         flags.distinct,
@@ -190,7 +192,6 @@ def _serve(flags: argparse.Namespace) -> int:
         heartbeat_s=flags.heartbeat,
         ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
     )
-    tls = server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None
     over: AsyncResult = AsyncResult()
     soon, replaced = Event(), Event()
     for number in (signal.SIGINT, signal.SIGTERM):

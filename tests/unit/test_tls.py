@@ -210,7 +210,8 @@ def test_files_that_do_not_fit(authority: Authority, tmp_path: Path) -> None:
 def test_flags_of_the_command(authority: Authority, tmp_path: Path) -> None:
     _, key = authority.issue("127.0.0.1")
     base = [sys.executable, "-m", "discovery", "--port", "0", "--ephemeral", "--data-dir", str(tmp_path)]
-    for flags, code in ((["--tls-key", str(key)], 2), (["--tls-cert", str(key)], 1)):
+    unfit = ["--tls-cert", str(key)]
+    for flags, code in ((["--tls-key", str(key)], 2), (unfit, 1), ([*unfit, "--processes", "2"], 1)):
         done = subprocess.run(
             [*base, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
         )
@@ -218,7 +219,10 @@ def test_flags_of_the_command(authority: Authority, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_a_network_over_tls(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [[], ["--processes", "3"]], ids=["one", "three"])
+def test_a_network_over_tls(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
+) -> None:
     """Discovery, a worker that is reached, one at the relay, and a job."""
     certificate, key = authority.issue("127.0.0.1", "localhost")
     monkeypatch.setenv("EC262_HOME", str(tmp_path / "foreman"))
@@ -230,7 +234,7 @@ def test_a_network_over_tls(authority: Authority, tmp_path: Path, monkeypatch: p
         try:
             started.append(
                 Process(
-                    ["-m", "discovery", *flags, "--tls-cert", str(certificate), "--tls-key", str(key)],
+                    ["-m", "discovery", *flags, *processes, "--tls-cert", str(certificate), "--tls-key", str(key)],
                     home=tmp_path,
                     log=tmp_path / "discovery.log",
                 )
