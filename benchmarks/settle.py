@@ -145,7 +145,14 @@ class OverHttp(Service):
 
     def __init__(self, network: str, store_url: str, directory: Path) -> None:
         flags = ["--network", network, "--data-dir", str(directory), "--redis", store_url, "--port", "0"]
-        flags += ["--distinct", "account", "--starting-credits", str(MOST_STARTING_CREDITS), "--proxy", "127.0.0.1"]
+        flags += [
+            "--distinct",
+            "account",
+            "--starting-credits",
+            str(MOST_STARTING_CREDITS),
+            "--trusted-proxy",
+            "127.0.0.1",
+        ]
         flags += [part for limit in _LIMITS for part in (f"--{limit}", "0")]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "discovery", *flags, "--report-ready", "--parent-pipe"],

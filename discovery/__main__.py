@@ -8,7 +8,9 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from discovery.service import main  # noqa: E402 - must come after the patch
+import sys  # noqa: E402 - must come after the patch, as all below
+
+from discovery import backup, service  # noqa: E402
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(backup.main(sys.argv[1:]) if sys.argv[1:2] in (["backup"], ["restore"]) else service.main())

@@ -7,20 +7,23 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import believed, caller_of
+from discovery.addresses import believed
+from discovery.api_page import HEADERS, api_page
 from discovery.condition import Condition
 from discovery.disputes import Disputes
 from discovery.explaining import Explaining
+from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.ledger import totals
-from discovery.openapi import openapi_document
+from discovery.metrics import ROUTE, exposition
 from discovery.registry import Registry
 from discovery.relay import Relay
 from discovery.settings import Settings
@@ -31,7 +34,8 @@ from discovery.trust import Trust
 from ec262 import __version__
 from ec262.errors import ProblemError
 from ec262.protocol import messages as m
-from ec262.protocol.routes import Route, routes_of
+from ec262.protocol.openapi import openapi_document
+from ec262.protocol.routes import BY_NAME, Route, routes_of
 from ec262.responses import answer_errors, problem
 
 log = logging.getLogger("ec262.discovery")
@@ -42,7 +46,11 @@ _SAY_EVERY_S = 10.0
 
 
 class Api:
-    """The views, by the names of their routes."""
+    """The views, by the names of their routes.
+
+    Attributes:
+        ending: tells whether this process is about to end.
+    """
 
     def __init__(
         self,
@@ -55,7 +63,9 @@ class Api:
         jobs: Jobs,
         condition: Condition,
         relay: Relay,
+        leaderboard: Leaderboard,
         settings: Settings,
+        gate: Gate,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -66,12 +76,15 @@ class Api:
         self._explaining = Explaining(store, trust)
         self._jobs = jobs
         self._relay = relay
-        self._leaderboard = Leaderboard(store)
+        self._leaderboard = leaderboard
         self._statements = Statements(store)
         self._condition = condition
         self._settings = settings
-        self._openapi = msgspec.json.encode(openapi_document("discovery"))
+        self._gate = gate
+        self._openapi = msgspec.json.encode(openapi_document("discovery", __version__))
+        self._page = api_page({party: openapi_document(party, __version__) for party in ("discovery", "worker")})
         self._totals_lock = threading.Lock()
+        self.ending: Callable[[], bool] = bool
         self._totals: tuple[float, tuple[int, int, int, int]] = (float("-inf"), (0, 0, 0, 0))
 
     def describe(self, account_id: str) -> m.Message:
@@ -89,6 +102,33 @@ class Api:
         """GET /openapi.json"""
         return Response(self._openapi, content_type="application/json")
 
+    def docs(self, account_id: str) -> Response:
+        """GET /docs"""
+        return Response(self._page, content_type=BY_NAME["discovery", "docs"].media, headers=HEADERS)
+
+    def metrics(self, account_id: str) -> Response:
+        """GET /metrics: for those whom the operator named.
+
+        A forwarded request is somebody else's than the address says, unless a proxy that is believed forwarded it.
+        """
+        forwarded = {"X-Forwarded-For", "Forwarded", "Via"} & set(request.headers.keys())
+        behind = believed(request.remote_addr or "127.0.0.1", self._settings.proxies)
+        if self._gate.caller() not in self._settings.metrics or (forwarded and not behind):
+            raise ProblemError(403, "forbidden", "only addresses that --metrics names may read this")
+        made = exposition(self._store.rates, self._totals_now)
+        return Response(made, content_type=BY_NAME["discovery", "metrics"].media)
+
+    def live(self, account_id: str) -> m.Message:
+        """GET /v1/live"""
+        return m.Health(status="ok")
+
+    def ready(self, account_id: str) -> m.Message:
+        """GET /v1/ready"""
+        if self.ending():
+            raise ProblemError(503, "unavailable", "this process is about to end: ask another one")
+        self._store.ping()
+        return m.Health(status="ok")
+
     def health(self, account_id: str) -> m.Message:
         """GET /v1/health"""
         self._store.ping()
@@ -96,20 +136,28 @@ class Api:
 
     def credits(self, account_id: str) -> m.Message:
         """GET /v1/credits: added up at most once a second, because the sum costs time for every account."""
-        with self._totals_lock:
-            if time.monotonic() - self._totals[0] > 1.0:
-                self._totals = (time.monotonic(), totals(self._store))
-            minted, burnt, accounts, escrow = self._totals[1]
+        minted, burnt, accounts, escrow = self._totals_now()
         return m.Credits(minted=minted, burnt=burnt, accounts=accounts, escrow=escrow)
 
     def create_account(self, account_id: str, body: m.CreateAccount) -> m.Message:
         """POST /v1/accounts"""
         self._condition.admit()
-        return self._registry.create_account(self._caller(), body)
+        return self._registry.create_account(self._gate.caller(), body)
 
     def account(self, account_id: str) -> m.Message:
         """GET /v1/account"""
         return self._registry.account_state(account_id)
+
+    def rename_account(self, account_id: str, body: m.RenameAccount) -> m.Message:
+        """PUT /v1/account"""
+        return self._registry.rename_account(account_id, body)
+
+    def rotate_key(self, account_id: str, body: m.RotateKey) -> m.Message:
+        """PUT /v1/account/secret"""
+        given = request.authorization
+        assert given is not None
+        assert given.password is not None
+        return self._registry.rotate_key(account_id, given.password, body)
 
     def show_account(self, account_id: str, body: m.ShowAccount) -> m.Message:
         """PUT /v1/account/name"""
@@ -121,7 +169,7 @@ class Api:
 
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        caller, unnamed = self._caller(), self._unnamed()
+        caller, unnamed = self._gate.caller(), self._gate.unnamed()
         relay = self._registry.try_worker(caller, body, unnamed=unnamed)
         done = self._registry.register(account_id, caller, body, relay)
         if done.lost_leases:
@@ -130,7 +178,7 @@ class Api:
 
     def heartbeat(self, account_id: str, worker_id: str, body: m.Heartbeat) -> m.Message:
         """POST /v1/workers/<id>/heartbeats"""
-        caller = self._caller()
+        caller = self._gate.caller()
         beat = self._registry.heartbeat(account_id, caller, worker_id, body)
         if beat is None:
             raise _unknown_worker()
@@ -211,6 +259,12 @@ class Api:
         self._relay.reply(worker_id, call_id, body.reply)
         return Response(status=204)
 
+    def _totals_now(self) -> tuple[int, int, int, int]:
+        with self._totals_lock:
+            if time.monotonic() - self._totals[0] > 1.0:
+                self._totals = (time.monotonic(), totals(self._store))
+            return self._totals[1]
+
     # --- the one way in for all of them ---
 
     def blueprint(self) -> Blueprint:
@@ -218,15 +272,19 @@ class Api:
         blueprint = Blueprint("api", __name__)
         for route in routes_of("discovery"):
             blueprint.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
+        self._gate.guard(blueprint)
         return blueprint
 
     def _bind(self, route: Route) -> Callable[..., Response]:
         view = getattr(self, route.name)
 
         def answer(**path: str) -> Response:
+            request.environ[ROUTE] = route.name
             account_id = ""
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
-                account_id = self._authenticate(route)
+                account_id = self._gate.enter(route, partial(self._authenticate, route))
+            else:
+                self._gate.enter(route, str)
             if route.request is not None:
                 if request.mimetype not in (m.JSON, m.PACKED):
                     return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
@@ -240,16 +298,6 @@ class Api:
             return Response(m.encode(made, media), content_type=media)
 
         return answer
-
-    def _caller(self) -> str:
-        """The address a request comes from."""
-        peer = request.remote_addr or "127.0.0.1"
-        return caller_of(peer, request.headers.getlist("X-Forwarded-For"), self._settings.proxies)
-
-    def _unnamed(self) -> bool:
-        """Whether somebody passed the request on whom this service does not believe."""
-        peer = request.remote_addr or "127.0.0.1"
-        return "X-Forwarded-For" in request.headers and not believed(peer, self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

@@ -13,9 +13,13 @@ from discovery.archive.files import LEDGER
 from discovery.archive.mover import Mover
 from discovery.condition import Condition
 from discovery.disputes import Disputes
+from discovery.gate import Gate
 from discovery.jobs import Jobs
 from discovery.keyring import Keyring
+from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
+from discovery.limits import Limiter
+from discovery.metrics import Meter
 from discovery.reach import Reach
 from discovery.registry import Registry
 from discovery.relay import Relay
@@ -23,6 +27,7 @@ from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
 from discovery.trust import Trust
+from discovery.web.views import Web
 from ec262.protocol.routes import ROUTES
 
 log = logging.getLogger("ec262.discovery")
@@ -42,6 +47,9 @@ class Discovery:
     mover: Mover
     condition: Condition
     relay: Relay
+    api: Api
+    gate: Gate
+    meter: Meter
 
     def sweep(self) -> None:
         """Lets workers lapse, tasks fall due and jobs be forgotten until nothing is left to do; looks how it stands.
@@ -56,6 +64,7 @@ class Discovery:
             pass
         while self.store.forget_jobs(SWEEP_BATCH) == SWEEP_BATCH:
             pass
+        self.store.pulse.keep()
         self.condition.measure()
 
     def end_leases(self) -> None:
@@ -84,7 +93,18 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     disputes = Disputes(store, trust, leasing, settings)
     mover = Mover(store.books, data_dir.absolute() / LEDGER)
     condition = Condition(store.books, mover, settings.most_backlog_bytes)
-    api = Api(store, registry, leasing, settlement, trust, disputes, Jobs(store, settings), condition, relay, settings)
+    meter = Meter(store.rates)
+    gate = Gate(Limiter(store.rates, settings), meter, settings.proxies)
+    jobs, leaderboard = Jobs(store, settings), Leaderboard(store)
+    api = Api(
+        *(store, registry, leasing, settlement, trust, disputes, jobs, condition, relay, leaderboard, settings, gate)
+    )
     app.register_blueprint(api.blueprint())
+    web = Web(store, registry, keyring, jobs, leaderboard, settings, gate)
+    app.register_blueprint(web.blueprint())
+    web.greet(app)
     handle_errors(app)
-    return Discovery(app, store, registry, leasing, settlement, trust, settings, mover, condition, relay)
+    app.wsgi_app = meter.around(app.wsgi_app)  # type: ignore[assignment,method-assign]
+    return Discovery(
+        *(app, store, registry, leasing, settlement, trust, settings, mover, condition, relay, api, gate, meter)
+    )

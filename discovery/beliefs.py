@@ -82,6 +82,8 @@ def overturn(task: TaskRecord, view: View, changes: Changes) -> None:
 
 def teach(task: TaskRecord, view: View, changes: Changes) -> None:
     """Notes what an accepted task says of those who answered it."""
+    if len(task.replicas) + len(task.heard) < 2:
+        return
     answered = _answered(task)
     if len(answered) < 2:
         return

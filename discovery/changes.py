@@ -50,7 +50,7 @@ class Changes:
         tasks: (record, version it was loaded with, when it next needs attention in ms, `NEVER`, or None to delete it).
         takes: leases given to a worker, by worker and the epoch they count in.
         frees: leases whose slot comes free, by worker.
-        counts: increments, by (``account:<id>`` or ``worker:<id>``, field).
+        counts: increments, by (``account:<id>``, ``worker:<id>`` or ``stats``, field).
         lessons: what tallies gain, by (worker, party of the foreman).
         jobs: what jobs' records gain, by (account, job).
         vesting: pay that may not be spent yet, by (account, ms from which it may); negative: it is taken back, and has

@@ -21,6 +21,9 @@ class Condition:
 
     Args:
         most_backlog_bytes: memory that entries of the ledger may take before nothing new is begun.
+
+    Attributes:
+        elsewhere: what keeps another process from archiving, where that one does it.
     """
 
     def __init__(self, books: Books, mover: Mover, most_backlog_bytes: int) -> None:
@@ -28,6 +31,7 @@ class Condition:
         self._mover = mover
         self._most = most_backlog_bytes
         self._memory = Memory()
+        self.elsewhere = ""
 
     def measure(self) -> None:
         """Looks at the store; costs it about 0.1 ms, and 1 ms for each 10 MB that wait."""
@@ -59,7 +63,8 @@ class Condition:
     def health(self) -> m.Health:
         """What is wrong, for everybody: without paths."""
         obstacles = self.obstacles()
-        faults = [f"the ledger does not get to disk: {self._mover.trouble}"] if self._mover.trouble else []
+        trouble = self._mover.trouble or self.elsewhere
+        faults = [f"the ledger does not get to disk: {trouble}"] if trouble else []
         return m.Health(
             status="degraded" if obstacles or faults else "ok",
             leasing=not obstacles,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ec262.protocol.keys import hmac_sha256
+from ec262.protocol.keys import Prepared
 
 THOUSAND = 1000
 CHANCES = 1 << 32
@@ -234,8 +234,11 @@ def odds(believed: float) -> float:
 
 def chance_of(secret: bytes, task_id: str) -> int:
     """The task's chance, below `CHANCES`: whether it is spot checked, and nobody without the secret can tell."""
-    digest = hmac_sha256(secret, b"spot check " + task_id.encode())
+    digest = _prepared(secret).mac(b"spot check " + task_id.encode())
     return int.from_bytes(digest[:4], "big")
+
+
+_prepared = lru_cache(maxsize=8)(Prepared)
 
 
 def check_rate(standings: Iterable[Standing], assumed: Assumptions = USUAL) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import msgspec
 
 from discovery.store.store import Store
 from ec262.protocol import messages as m
@@ -12,24 +11,23 @@ MOST_LEADERS = 100
 FRESH_S = 60.0
 """It is made anew at most so often, because that costs time for every account that wants to be seen."""
 
+_decode = msgspec.msgpack.Decoder(m.Leaderboard).decode
+
 
 class Leaderboard:
-    """Keeps the last one made for a while."""
+    """Keeps the last one made for a while, in the store: all processes show the same."""
 
-    def __init__(self, store: Store, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._fresh_s = fresh_s
-        self._lock = threading.Lock()
-        self._made_at = float("-inf")
-        self._made: m.Leaderboard | None = None
 
     def get(self) -> m.Leaderboard:
-        """The leaderboard, at most `fresh_s` old. Who earned the same has the same rank."""
-        with self._lock:
-            if self._made is None or time.monotonic() - self._made_at > self._fresh_s:
-                self._made = self._make()
-                self._made_at = time.monotonic()
-            return self._made
+        """The leaderboard, at most `FRESH_S` old. Who earned the same has the same rank."""
+        kept = self._store.accounts.board()
+        if kept is not None:
+            return _decode(kept)
+        made = self._make()
+        self._store.accounts.keep_board(msgspec.msgpack.encode(made), int(FRESH_S * 1000))
+        return made
 
     def _make(self) -> m.Leaderboard:
         shown = sorted(self._store.accounts.shown(), key=lambda each: (-each.earned, each.name, each.account_id))

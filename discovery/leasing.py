@@ -93,9 +93,9 @@ class Leasing:
         capabilities = needs_of(wanted.requirements)
         worker_class = class_of(wanted.requirements.lane, wanted.requirements.python, capabilities)
         for _ in range(ATTEMPTS):
-            before = self._store.leased_before(account_id, wanted.idempotency_key)
-            sample = self._store.sample(
-                worker_class, capabilities, self._settings.sample, account_id, offer=wanted.offer
+            before, sample = self._store.sample_for(
+                *(worker_class, capabilities, self._settings.sample, account_id, wanted.idempotency_key),
+                offer=wanted.offer,
             )
             if before is not None:
                 return self._repeat(account_id, wanted, before, sample)
@@ -140,11 +140,14 @@ class Leasing:
             return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
-    def market(self, task: TaskRecord, past: dict[str, WorkerRecord]) -> Market:
-        """Workers that could take a further replica of a task like this; `past` had such tasks."""
-        sample = self._store.sample(
-            task.worker_class, task.capabilities, self._settings.sample, task.account_id, offer=task.offer
-        )
+    def drawn(
+        self, worker_ids: Sequence[str], kinds: Sequence[TaskRecord]
+    ) -> tuple[dict[str, WorkerRecord], list[Sample]]:
+        """The records of some workers, and free workers for tasks like each of `kinds`: what `market` wants."""
+        return self._store.workers_and_samples(worker_ids, kinds, self._settings.sample)
+
+    def market(self, task: TaskRecord, past: dict[str, WorkerRecord], sample: Sample) -> Market:
+        """Workers, drawn for it, that could take a further replica of a task like this; `past` had such tasks."""
         view = self._trust.view((task.account_id, task.job_id), past, sample.workers)
         fit = {
             worker.worker_id: worker

@@ -29,6 +29,7 @@ def judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Cha
         pay(task, number, replica.price, now_ms, terms, changes)
         changes.counts[f"account:{task.account_id}", "escrow"] -= replica.price
         changes.counts[f"worker:{replica.worker_id}", "agreed"] += 1
+        changes.counts["stats", "paid"] += 1
         changes.restored.add(replica.worker_id)
         changes.frees[replica.worker_id].append(task.lease_id(number))
     else:

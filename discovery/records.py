@@ -1,7 +1,8 @@
 """Records: what discovery remembers of accounts, workers and tasks.
 
 A task's record is loaded whole, changed by the rules in `tasks`, and committed with its version to compare: a working
-copy is never shared, so these types are not frozen.
+copy is never shared, so these types are not frozen. None refers to itself, so the garbage collector need not look
+through them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PLATFORM = "platform:"
 """How the need of a task begins that keeps to one family of processors."""
 
 
-class ReplicaRecord(msgspec.Struct, array_like=True):
+class ReplicaRecord(msgspec.Struct, array_like=True, gc=False):
     """One worker's attempt. Times by Redis' clock.
 
     Attributes:
@@ -57,7 +58,7 @@ class ReplicaRecord(msgspec.Struct, array_like=True):
     disputed: str = ""
 
 
-class TaskRecord(msgspec.Struct, array_like=True):
+class TaskRecord(msgspec.Struct, array_like=True, gc=False):
     """One task. Its keys follow from `nonce` and wrapping key `wrapping`, and are gone with either.
 
     `worker_class` is what replicas have to share to be compared (`class_of`); `capabilities`, sorted, what each of its

@@ -101,6 +101,29 @@ class Registry:
             shown=record.shown,
         )
 
+    def rename_account(self, account_id: str, wanted: m.RenameAccount) -> m.AccountState:
+        """Gives the account another name.
+
+        Raises:
+            Malformed: a name that is not printable.
+        """
+        if not wanted.name.isprintable():
+            raise Malformed("name: has to be printable, without control characters")
+        self._store.accounts.rename(account_id, wanted.name)
+        return self.account_state(account_id)
+
+    def rotate_key(self, account_id: str, secret: str, wanted: m.RotateKey) -> m.KeyRotated:
+        """Replaces the account's secret, if `secret` still is it.
+
+        Raises:
+            ProblemError: ``conflict``, it was replaced by another at the same time.
+        """
+        if not self._store.accounts.replace_secret(
+            account_id, _hash(account_id, secret), _hash(account_id, wanted.secret)
+        ):
+            raise ProblemError(409, "conflict", "another call replaced this account's secret at the same time")
+        return m.KeyRotated(account_id=account_id)
+
     def show_account(self, account_id: str, wanted: m.ShowAccount) -> m.AccountState:
         """Puts the account on the leaderboard under a name, or takes it off.
 

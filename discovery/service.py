@@ -16,15 +16,26 @@ from pathlib import Path
 
 import gevent
 import redis
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.os import make_nonblocking, nb_read
 
+from discovery.addresses import Believed, plain
 from discovery.app import create_discovery
+from discovery.logs import start_logging
+from discovery.processes import (
+    DRAIN_S,
+    LISTENER_VARIABLE,
+    MOST_PROCESSES,
+    REDIS_VARIABLE,
+    inherited_listener,
+    lift_descriptor_limit,
+    supervise,
+)
 from discovery.settings import MOST_STARTING_CREDITS, PRIVATE_CREDITS, PUBLIC_CREDITS, PUBLIC_LIMITS, settings_for
 from discovery.store.keeper import Keeper
 from discovery.store.server import start_server
 from discovery.store.store import Store
-from discovery.upkeep import Upkeep
+from discovery.upkeep import Upkeep, report_last
 from ec262.errors import EC262Error, SetupError
 from ec262.protocol.routes import routes_of
 from ec262.serving import Limits, Server, server_context
@@ -38,20 +49,27 @@ examples:
   ec262 discovery --network public --host 0.0.0.0 --redis redis://localhost:6379/0 --data-dir /var/lib/ec262
   ec262 discovery --host 0.0.0.0 --port 443 --tls-cert fullchain.pem --tls-key privkey.pem
   ec262 discovery --trusted-proxy 127.0.0.1            behind a reverse proxy that speaks TLS
+  ec262 discovery --network public --processes 4 --log-format json --metrics 127.0.0.1     for production
+  ec262 discovery backup --data-dir DIR BACKUP         a copy of it all, while it runs
+  ec262 discovery restore BACKUP --data-dir NEW-DIR    and back
 
 then, on any machine:
   python worker.py -v --discovery http://THIS-HOST:26262
   curl http://THIS-HOST:26262/v1/credits
 """
 
-MOST_CONNECTIONS = 4096
-"""As far as the process may have descriptors; one that waits costs some 25 KiB."""
+MOST_CONNECTIONS = 8192
+"""Open at the same time, to one process."""
 
 LIMITS = {
     "address-accounts": "accounts that may be made from an address in a day",
     "address-grants": "how many of these get starting credits",
     "account-workers": "workers of an account at a time",
     "neighbourhood-workers": "workers of a neighbourhood (/24, or /48 of IPv6) at a time",
+    "account-requests": "requests a second of an account, ten times as many at once",
+    "address-requests": "requests a second of an address, ten times as many at once",
+    "anonymous-requests": "requests a second of an address that no account is behind, ten times as many at once",
+    "address-connections": "connections of an address to one process at a time",
 }
 
 
@@ -65,7 +83,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     made.add_argument("--port", type=int, default=26262, help="port to listen on, 0 for any (default: %(default)s)")
-    made.add_argument("--redis", metavar="URL", help="your own Redis or Valkey (6.2 or later), not an embedded one")
+    made.add_argument(
+        "--redis", metavar="URL", default=os.environ.get(REDIS_VARIABLE) or None,
+        help=f"your own Redis or Valkey (6.2 or later), not an embedded one (default: ${REDIS_VARIABLE}, which "
+        "shows no password in the list of processes)",
+    )  # fmt: skip
     made.add_argument(
         "--data-dir", metavar="DIR", type=Path, default=Path("~/.local/share/ec262/discovery").expanduser(),
         help="keys and, without --redis, the store (default: ~/.local/share/ec262/discovery)",
@@ -106,6 +128,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tls-key", metavar="FILE", type=Path, help="its private key (PEM), if it is not in the same file"
     )
+    made.add_argument(
+        "--processes", type=_count, metavar="N",
+        help="so many processes that answer, and one that watches over them: it replaces dead ones, and at SIGHUP all, "
+        "without a failed request (default: one process, which nobody watches over)",
+    )  # fmt: skip
+    made.add_argument(
+        "--metrics", type=_address, action="append", metavar="ADDRESS",
+        help="an address that may read /metrics (for Prometheus); may be repeated (default: nobody may)",
+    )  # fmt: skip
+    made.add_argument(
+        "--log-format", choices=["text", "json"], default="text", help="json: an object a line (default: %(default)s)"
+    )
     made.add_argument("-v", "--verbose", action="store_true", help="log every request")
     made.add_argument("--ephemeral", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--report-ready", action="store_true", help=argparse.SUPPRESS)
@@ -126,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error("--tls-key wants --tls-cert as well")
     if not 0 <= flags.port <= 65_535:
         parser().error("--port has to be from 0 to 65535")
-    logging.basicConfig(
-        level=logging.INFO if flags.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    start_logging(flags.log_format, verbose=flags.verbose)
+    lift_descriptor_limit()
     try:
+        if flags.processes is not None and LISTENER_VARIABLE not in os.environ:
+            return supervise(flags, list(sys.argv[1:] if arguments is None else arguments), _wait_for_parent)
         return _serve(flags)
     except (EC262Error, OSError, redis.RedisError) as reason:
         print(f"ec262 discovery: {reason}", file=sys.stderr)
@@ -147,14 +181,23 @@ def _serve(flags: argparse.Namespace) -> int:
         address_grants=flags.address_grants,
         account_workers=flags.account_workers,
         neighbourhood_workers=flags.neighbourhood_workers,
-        proxies=tuple(flags.trusted_proxy) if flags.trusted_proxy else None,
         heartbeat_s=flags.heartbeat,
         ttl_s=3 * flags.heartbeat if flags.heartbeat else None,
+        account_requests=flags.account_requests,
+        address_requests=flags.address_requests,
+        anonymous_requests=flags.anonymous_requests,
+        address_connections=flags.address_connections,
+        metrics=tuple(flags.metrics) if flags.metrics else None,
+        proxies=tuple(flags.trusted_proxy) if flags.trusted_proxy else None,
     )
     tls = server_context(flags.tls_cert, flags.tls_key) if flags.tls_cert else None
     over: AsyncResult = AsyncResult()
+    soon, replaced = Event(), Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, over.set)
+        gevent.signal_handler(number, _set, over, soon)
+    listener = inherited_listener()
+    if listener is not None:
+        gevent.signal_handler(signal.SIGHUP, _set, over, replaced)
     with ExitStack() as stack:
         url, keeper = flags.redis, None
         if url is None:
@@ -177,16 +220,24 @@ def _serve(flags: argparse.Namespace) -> int:
             limits=Limits(
                 max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery")),
                 max_connections=MOST_CONNECTIONS,
+                max_connections_address=settings.address_connections,
+                trusted=Believed(settings.proxies),
             ),
             access_log=log if flags.verbose else None,
+            listener=listener,
             tls=tls,
         )
         calm_collector()
         # What waits at the relay must leave room for those who want something else.
         discovery.relay.most_waiting = min(settings.relay_waiting, server.max_connections // 2)
         server.start()
+        stack.callback(report_last, discovery)
         stack.callback(server.stop)
+        stack.callback(_drain, server, replaced, soon)
         stack.callback(discovery.relay.let_go)
+        discovery.api.ending = over.ready
+        discovery.gate.pause = server.stopping.wait
+        discovery.meter.connections = lambda: server.connections
         stack.callback(Upkeep(discovery, keeper, over).stop)
         if flags.parent_pipe:
             gevent.spawn(_wait_for_parent, over)
@@ -248,6 +299,30 @@ def _network(text: str) -> str:
         return str(ip_network(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no IP address, and no network such as 10.0.0.0/8") from None
+
+
+def _address(text: str) -> str:
+    try:
+        return plain(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
+
+
+def _drain(server: Server, replaced: Event, soon: Event) -> None:
+    if replaced.is_set():
+        server.drain(DRAIN_S, soon)
+
+
+def _set(*events: Event | AsyncResult) -> None:
+    for event in events:
+        event.set()
+
+
+def _count(text: str) -> int:
+    number = _limit(text)
+    if not 1 <= number <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be from 1 to {MOST_PROCESSES}")
+    return number
 
 
 def _wait_for_parent(over: AsyncResult) -> None:

@@ -24,6 +24,11 @@ class Settings:
         address_grants: how many of these get starting credits, 0: all.
         account_workers: most workers of an account at a time, 0: any number; it may have 16 times as many worker ids.
         neighbourhood_workers: most workers at a time in a neighbourhood (/24 of IPv4, /48 of IPv6), 0: any number.
+        account_requests: requests a second of an account, 0: any number; ten seconds' worth of them at once.
+        address_requests: the same of an address.
+        anonymous_requests: the same of an address, of requests that no account is behind.
+        address_connections: most connections of an address at a time, to each process; 0: any number.
+        metrics: addresses that may read ``/metrics``; none: nobody may.
         proxies: networks of reverse proxies that say truly whom they speak for, in CIDR notation.
         ttl_s: a worker that sent no heartbeat for so long leaves the pool.
         heartbeat_s: how often workers are told to send one.
@@ -65,6 +70,11 @@ class Settings:
     address_grants: int = 0
     account_workers: int = 0
     neighbourhood_workers: int = 0
+    account_requests: int = 0
+    address_requests: int = 0
+    anonymous_requests: int = 0
+    address_connections: int = 0
+    metrics: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     ttl_s: float = 60.0
     heartbeat_s: float = 20.0
@@ -124,7 +134,11 @@ MOST_STARTING_CREDITS = 10**9
 PUBLIC_CREDITS = 12
 
 
-PUBLIC_LIMITS = {"address_accounts": 10, "address_grants": 2, "account_workers": 64, "neighbourhood_workers": 256}
+PUBLIC_LIMITS = {
+    **{"address_accounts": 10, "address_grants": 2, "account_workers": 64, "neighbourhood_workers": 256},
+    **{"account_requests": 100, "address_requests": 200, "anonymous_requests": 20},
+    **{"address_connections": 512},
+}
 """What a public network allows where its operator says nothing; a private one has no such limits."""
 
 

@@ -11,7 +11,7 @@ from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
-from discovery.store.answers import Conflict
+from discovery.store.answers import Conflict, Told
 from discovery.store.reputations import Job
 from discovery.store.store import Store
 from discovery.trust import Trust, further
@@ -78,16 +78,11 @@ class Settlement:
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
+        workers = list(dict.fromkeys(bundle.worker_id for bundle in asked.receipts))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
-            now_ms, found = self._store.load(list(task_ids))
-            records = {
-                task_id: record
-                for task_id, record in found.items()
-                if record.account_id == account_id and record.job_id == asked.job_id
-            }
-            view = self._trust.views(records.values()).get(job) or self._trust.view(job)
+            now_ms, records, view = self._trust.load(job, list(task_ids), workers)
             before = fingerprints(records)
             changes = Changes()
             bad = {key: list(leases) for key, leases in refused.items()}
@@ -107,15 +102,19 @@ class Settlement:
                 added |= self._repeat(records, again, known, decide, added)
             note_changed(records, before, self._terms, changes)
             try:
+                told = None
                 if changes.tasks:
-                    self._store.commit(changes, now_ms, self._terms, needs=_needs(account_id, changes))
+                    needs = _needs(account_id, changes)
+                    told = self._store.commit(changes, now_ms, self._terms, needs=needs, tell=job)
             except Conflict:
                 continue
-            self._trust.hush(job, view)
+            hushed = self._trust.hush(job, view)
             if changes.accuses:
                 self._trust.review()
+            if told is None or hushed or changes.accuses:  # what was told may have changed by that
+                told = self._store.tell(job)
             late, refusals = _late(shown, records, decide), _refusals(shown, records)
-            return self._answer(job, decide, records, added, _refused(bad), refusals, late, view)
+            return self._answer(job, decide, records, added, _refused(bad), refusals, late, view, told)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
@@ -201,10 +200,10 @@ class Settlement:
                 break
             try:
                 bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
+                worker_id, epoch, arrived = bundle.worker_id, bundle.epoch, item.arrived
                 shown += [
                     _Shown(
-                        *(position, bundle.worker_id, bundle.epoch, receipt),
-                        None if by_worker else item.arrived.get(receipt.lease_id, b""),
+                        position, worker_id, epoch, receipt, None if by_worker else arrived.get(receipt.lease_id, b"")
                     )
                     for receipt in bundle.receipts
                 ]
@@ -238,9 +237,9 @@ class Settlement:
         return undelivered
 
     def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
+        number, epoch, receipt = item.number, item.epoch, item.receipt
         return rules.record_receipt(
-            *(record, item.number, item.worker_id, item.epoch, item.receipt, now_ms, self._terms, view, changes),
-            item.arrived,
+            record, number, item.worker_id, epoch, receipt, now_ms, self._terms, view, changes, item.arrived
         )
 
     def _decide(
@@ -267,12 +266,14 @@ class Settlement:
         """Leases tasks to as many further workers as they want and there are."""
         added: dict[str, list[tuple[int, WorkerRecord]]] = {}
         named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
-        past = self._store.workers(sorted(named))
+        kinds = {_kind(record): record for record, _ in extend}
+        past, samples = self._leasing.drawn(sorted(named), list(kinds.values()))
+        drawn = dict(zip(kinds, samples, strict=True))
         markets: dict[tuple[object, ...], Market] = {}
         for record, count in extend:
-            kind = (record.worker_class, record.offer, *record.capabilities)
+            kind = _kind(record)
             if kind not in markets:
-                markets[kind] = self._leasing.market(record, past)
+                markets[kind] = self._leasing.market(record, past, drawn[kind])
                 noted = changes.jobs.get((record.account_id, record.job_id))
                 for worker_id in noted.undelivered if noted is not None else ():
                     markets[kind].workers.pop(worker_id, None)
@@ -335,6 +336,7 @@ class Settlement:
         refusals: list[m.Refusal],
         late: list[m.LateReplica],
         view: View,
+        told: Told,
     ) -> m.Settled:
         verdicts = []
         leases = []
@@ -371,10 +373,15 @@ class Settlement:
             late=late,
             refused_receipts=refused,
             refusals=refusals,
-            balance=self._store.accounts.record(job[0]).balance,
-            recompute=self._store.reputations.recompute(job, m.MAX_TASKS_A_REQUEST),
+            balance=told.balance,
+            recompute=told.recompute,
             clarity=clarity(view.noise),
         )
+
+
+def _kind(record: TaskRecord) -> tuple[object, ...]:
+    """What tasks share that the same workers can have."""
+    return (record.worker_class, record.offer, *record.capabilities)
 
 
 def _refused(bad: Refusals) -> list[m.RefusedReceipts]:

@@ -181,6 +181,7 @@ def accept(task: TaskRecord, verdict: Accepted, now_ms: int, terms: Terms, view:
     task.kind, task.commitment = verdict.answer
     task.reached = verdict.confidence or 0.0
     task.forget_ms = now_ms + terms.settled_ms
+    changes.counts["stats", "accepted"] += 1
     teach(task, view, changes)
     if task.confidence:
         task.keep = True

@@ -19,7 +19,7 @@ from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
-from discovery.store.reputations import Job, Suspect
+from discovery.store.reputations import Job, Known, Suspect
 from discovery.store.store import Store
 from discovery.tasks import fall_due
 from ec262.errors import ProblemError
@@ -40,13 +40,30 @@ class Trust:
         self._store = store
         self._settings = settings
         self._secret = keys.spot_check_key(keyring.master)
+        self._networks_count = "address" in settings.distinct
         self.terms = terms_of(settings)
 
     def view(self, job: Job, worker_ids: Iterable[str] = (), sample: Sequence[WorkerRecord] = ()) -> View:
         """What a job's foreman knows of workers now."""
-        known = self._store.reputations.known(
-            job, list(worker_ids), sample, networks_count="address" in self._settings.distinct
+        return self._view(
+            self._store.reputations.known(job, list(worker_ids), sample, networks_count=self._networks_count)
         )
+
+    def load(
+        self, job: Job, task_ids: Sequence[str], worker_ids: Sequence[str]
+    ) -> tuple[int, dict[str, TaskRecord], View]:
+        """Redis' time in ms, those of the tasks that are the job's, and its view of all who had or answered them.
+
+        Args:
+            worker_ids: who probably had them: what is known of these is asked for with the tasks.
+        """
+        now_ms, found, known = self._store.load_known(task_ids, job, worker_ids, networks_count=self._networks_count)
+        records = {task_id: task for task_id, task in found.items() if (task.account_id, task.job_id) == job}
+        had = {replica.worker_id for task in records.values() for replica in task.replicas}
+        had.update(replica.worker_id for task in records.values() if task.heard for replica in task.heard)
+        return now_ms, records, self._view(known) if had <= known.standings.keys() else self.view(job, had)
+
+    def _view(self, known: Known) -> View:
         parted = frozenset(account for account, fees in known.held.items() if fees >= self.terms.hold_cap)
         return View(
             party=known.party,
@@ -124,10 +141,10 @@ class Trust:
             elif done.accuses:
                 self.review()
 
-    def hush(self, job: Job, view: View) -> None:
-        """Takes back what dissents in a job cost, once it looks nondeterministic."""
+    def hush(self, job: Job, view: View) -> bool:
+        """Takes back what dissents in a job cost, once it looks nondeterministic; returns whether it did."""
         if view.noisy or clarity(view.noise) >= NOISY:
-            return
+            return False
         changes = Changes(hush=job)
         gained = self._store.reputations.doubts(job)
         for worker_id, tally in gained.items():
@@ -137,9 +154,10 @@ class Trust:
         try:
             self._store.commit(changes, self._store.now_ms(), self.terms)
         except Conflict:
-            return  # another request did it
+            return False  # another request did it
         log.warning("job %s looks nondeterministic: its dissents cost nobody reputation", job[1])
         self.review()
+        return True
 
     # --- audits ---
 

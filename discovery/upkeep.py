@@ -1,7 +1,11 @@
-"""Upkeep: what a running service does beside answering, a greenlet each: sweeps, archives, keeps its store."""
+"""Upkeep: what a running service does beside answering, a greenlet each: sweeps, archives, keeps its store.
+
+Of all processes over one Redis one leads, and it alone sweeps and archives. The others look how the service stands.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,12 +16,15 @@ import redis
 from gevent.event import AsyncResult
 
 from discovery.app import Discovery
+from discovery.metrics import FLUSH_S
 from discovery.store.keeper import Keeper
 
 log = logging.getLogger("ec262.discovery")
 
 REMIND_S = 60.0
 """How often an outage is logged that goes on."""
+LEAD_MS = 6000
+"""A process that leads and says nothing for so long has another one take its place."""
 
 
 class Upkeep:
@@ -34,9 +41,12 @@ class Upkeep:
         discovery.mover.run = _in_thread
         every_s = discovery.settings.sweep_every_s
         self._greenlets = [
-            gevent.spawn(self._repeat, "sweeping", discovery.sweep, every_s),
+            # By itself, for a sweep may take longer than a process leads without a word.
+            gevent.spawn(self._lead),
+            gevent.spawn(self._repeat, "sweeping", self._sweep, every_s),
             # By itself, so that leases expire in time however long the disk takes.
-            gevent.spawn(self._repeat, "archiving", discovery.mover.move, every_s),
+            gevent.spawn(self._repeat, "archiving", self._archive, every_s),
+            gevent.spawn(self._report),
         ]
         if keeper is not None:
             keeper.moved = discovery.store.move_to
@@ -46,6 +56,40 @@ class Upkeep:
         """Ends all of it, each at a point where it may be left."""
         gevent.killall(self._greenlets)
         self._discovery.mover.close()
+        if self._discovery.meter.leads:  # another one need not wait until this one is missed
+            self._discovery.meter.leads = False
+            with contextlib.suppress(redis.RedisError):
+                self._discovery.store.rates.lead(self._discovery.meter.process, 0)
+
+    def _lead(self) -> None:
+        discovery = self._discovery
+        while True:
+            try:
+                discovery.meter.leads = discovery.store.rates.lead(discovery.meter.process, LEAD_MS)
+            except redis.RedisError:
+                discovery.meter.leads = False  # the sweep says why
+            gevent.sleep(LEAD_MS / 1000 / 6)
+
+    def _sweep(self) -> None:
+        discovery = self._discovery
+        if discovery.meter.leads:
+            discovery.sweep()
+            discovery.store.rates.tell_trouble(discovery.mover.trouble, 2 * LEAD_MS)
+        else:
+            discovery.condition.measure()
+            discovery.condition.elsewhere = discovery.store.rates.trouble()
+
+    def _archive(self) -> None:
+        if self._discovery.meter.leads:
+            self._discovery.mover.move()
+        else:
+            self._discovery.mover.close()
+
+    def _report(self) -> None:
+        while True:
+            gevent.sleep(FLUSH_S)
+            with contextlib.suppress(redis.RedisError):  # it is added next time
+                self._discovery.meter.flush()
 
     def _repeat(self, what: str, do: Callable[[], object], every_s: float) -> None:
         outage = Outage(what)
@@ -57,6 +101,7 @@ class Upkeep:
             except redis.RedisError as reason:
                 outage.goes_on(reason)
             except Exception:
+                self._discovery.meter.count(f"faults|{what}")
                 log.exception("a fault in %s; it goes on", what)
 
     def _keep(self, keeper: Keeper) -> None:
@@ -64,6 +109,12 @@ class Upkeep:
             keeper.watch()
         except Exception as reason:  # whatever it is: without a store nothing goes on
             self._over.set_exception(reason)
+
+
+def report_last(discovery: Discovery) -> None:
+    """Adds what this process counted to what all did, and says that it is gone."""
+    with contextlib.suppress(redis.RedisError):
+        discovery.meter.flush(last=True)
 
 
 class Outage:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from discovery.credibility import (
     CHANCES,
@@ -89,8 +90,7 @@ def decide(answers: Sequence[Answer], *, outstanding: int, quorum: int, max_repl
     return More(missing)
 
 
-@dataclass(frozen=True, slots=True)
-class Voice:
+class Voice(NamedTuple):
     """A worker's answer, and what is known of who gave it.
 
     Attributes:
@@ -103,8 +103,7 @@ class Voice:
     standing: Standing
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(NamedTuple):
     """What a voice weighed. `believed` is 0 where it did not count: banned, or another of its party spoke for it."""
 
     voice: Voice

@@ -236,10 +236,47 @@ _READERS: dict[str, Any] = {
 }
 
 
+EMBEDDED = "embedded"
+"""Instead of the URL of a discovery service: a network of this machine, whatever else is configured."""
+_DEFAULT_FILE = "discovery"
+
+
 def configured_discovery(environ: Mapping[str, str] | None = None) -> str | None:
-    """The discovery service that the environment names, normalised; None: none is configured."""
-    url = (os.environ if environ is None else environ).get("EC262_DISCOVERY", "").strip()
+    """The discovery service that the environment names, else that of ``ec262 login``; None: none, or the embedded one.
+
+    Raises:
+        SetupError: what is configured is not the URL of a service, or cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    url = environ.get("EC262_DISCOVERY", "").strip()
+    if url == EMBEDDED:
+        return None
+    if not url:
+        path = home_directory(environ) / _DEFAULT_FILE
+        try:
+            url = path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as reason:
+            raise SetupError(f"{path} cannot be read: {reason}") from None
     return normalise_url(url) if url else None
+
+
+def configure_discovery(url: str) -> Path:
+    """Makes a service the one to use where neither a flag nor the environment names one; returns the file that says so.
+
+    Raises:
+        SetupError: not the URL of a service, or the file cannot be written.
+    """
+    path = home_directory() / _DEFAULT_FILE
+    fresh = path.with_name(f"{_DEFAULT_FILE}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.write_text(normalise_url(url) + "\n", encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as reason:
+        raise SetupError(f"{path} cannot be written: {reason.strerror}") from None
+    return path
 
 
 def configured_invitation(environ: Mapping[str, str] | None = None) -> str:

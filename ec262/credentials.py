@@ -106,8 +106,46 @@ class CredentialStore:
             _put_account(content, normalise_url(url), account)
             self._write(content)
 
+    def accounts(self) -> dict[str, Account]:
+        """All stored accounts, by the URL of their service."""
+        content = self._read()
+        found = {url: _account_in(content, url) for url in sorted(content["discoveries"])}
+        return {url: account for url, account in found.items() if account is not None}
+
+    def next_secret(self, url: str) -> str:
+        """The secret that the account at `url` is to have next: stored before it is asked for, so that it is not lost.
+
+        Asked again before `rotated` it is the same.
+
+        Raises:
+            SetupError: there is no stored account, or the file cannot be used.
+        """
+        url = normalise_url(url)
+        with self._locked():
+            content = self._read()
+            if _account_in(content, url) is None:
+                raise SetupError(f"there is no account at {url} in {self.path}")
+            record = content["discoveries"][url]
+            if not isinstance(record.get("next_secret"), str):
+                record["next_secret"] = secrets.token_urlsafe(32)
+                self._write(content)
+            return str(record["next_secret"])
+
+    def rotated(self, url: str) -> Account:
+        """The account at `url` has its next secret from now on."""
+        url = normalise_url(url)
+        with self._locked():
+            content = self._read()
+            record = content["discoveries"][url]
+            if "next_secret" in record:  # else `retire_account` of a worker that met the new key first has done this
+                record["secret"] = record.pop("next_secret")
+                self._write(content)
+            return Account(record["account_id"], record["secret"])
+
     def retire_account(self, url: str, account: Account) -> bool:
         """Sets `account` aside, under ``former``, if it is the stored one: the service does not know it any more.
+
+        Where a new key was asked for (`next_secret`), it is that the account has it already: then it is kept with that.
 
         Returns:
             False: it is the environment's, which nobody but the user can change.
@@ -118,7 +156,10 @@ class CredentialStore:
         with self._locked():
             content = self._read()
             record = content["discoveries"].get(url, {})
-            if _account_in(content, url) == account:
+            if _account_in(content, url) == account and "next_secret" in record:
+                record["secret"] = record.pop("next_secret")
+                self._write(content)
+            elif _account_in(content, url) == account:
                 former = {"account_id": record.pop("account_id"), "secret": record.pop("secret")}
                 record["former"] = [*record.get("former", []), former][-_MOST_FORMER:]
                 self._write(content)

@@ -45,6 +45,7 @@ from ec262.protocol import messages as m
 from ec262.protocol.problems import CONTENT_TYPE
 from ec262.protocol.routes import route
 from ec262.protocol.scopes import refusal
+from ec262.protocol.versions import user_agent
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
@@ -52,7 +53,6 @@ _BROKEN = (OSError, HTTPParseError, RuntimeError)
 """What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
 _PACKED = frozenset({"call_relay", "take_calls", "reply_to_call"})
 """Routes that carry bytes, as MessagePack."""
-_MOST_ASKED_S = 5.0
 _LIVELY = [
     (getattr(socket, name), value)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
@@ -165,6 +165,22 @@ class DiscoveryClient:
             raise NetworkError(f"{self.url} did not answer with an OpenAPI document")
         return document
 
+    def docs(self) -> str:
+        """The service's API as a page for people."""
+        return self._answer("docs", {}, None).decode()
+
+    def metrics(self) -> str:
+        """What the service counted, for Prometheus; only from addresses that its operator named."""
+        return self._answer("metrics", {}, None).decode()
+
+    def live(self) -> m.Health:
+        """Whether a process of the service answers."""
+        return self._call("live", m.Health)
+
+    def ready(self) -> m.Health:
+        """Whether a process of the service takes requests."""
+        return self._call("ready", m.Health)
+
     def health(self) -> m.Health:
         """Whether the service can do its work."""
         return self._call("health", m.Health)
@@ -180,6 +196,14 @@ class DiscoveryClient:
     def account(self) -> m.AccountState:
         """What the calling account has."""
         return self._call("account", m.AccountState)
+
+    def rename_account(self, body: m.RenameAccount) -> m.AccountState:
+        """Gives the calling account another name."""
+        return self._call("rename_account", m.AccountState, body)
+
+    def rotate_key(self, body: m.RotateKey) -> m.KeyRotated:
+        """Replaces the calling account's secret; this client goes on with the old one, which is worth nothing then."""
+        return self._call("rotate_key", m.KeyRotated, body)
 
     def show_account(self, body: m.ShowAccount) -> m.AccountState:
         """Puts the calling account on the leaderboard, or takes it off."""
@@ -292,7 +316,8 @@ class DiscoveryClient:
         Raises:
             Unauthorized: account or secret are wrong (401).
             InsufficientCredits: 402.
-            ProblemError: the service said no otherwise; 503 only after repeated calls.
+            ProblemError: the service said no otherwise. ``busy``, ``unavailable`` and ``rate-limited`` only after
+                repeated calls, which wait at least as long as the service says (``Retry-After``).
             DiscoveryUnreachable: no answer, also not to repeated calls.
             NetworkError: an answer that is none, or too large.
         """
@@ -310,8 +335,9 @@ class DiscoveryClient:
         until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
         pause_s = 0.05
         while True:
+            retry_s = 0.0
             try:
-                status, kind, answer, asked_s = self._exchange(called.method, target, content, headers)
+                status, kind, retry_s, answer = self._exchange(called.method, target, content, headers)
             except ssl.SSLCertVerificationError as reason:
                 raise DiscoveryUnreachable(
                     f"discovery at {self.url} shows a certificate that is not to be believed "
@@ -329,20 +355,21 @@ class DiscoveryClient:
             else:
                 if 200 <= status < 300:
                     return answer
-                problem, cause = _problem_of(status, kind, answer, asked_s), None
-                if status != 503:
-                    raise problem
-                pause_s = max(pause_s, min(asked_s, _MOST_ASKED_S))
+                refused = _problem_of(status, kind, answer, retry_s)
+                if status != 503 and refused.code != "rate-limited":
+                    raise refused
+                problem, cause = refused, None
+                pause_s = max(pause_s, retry_s)
             if time.monotonic() + pause_s > until:
                 raise problem from cause
-            gevent.sleep(pause_s * random.uniform(0.5, 1.0))
+            gevent.sleep(max(retry_s * random.uniform(1.0, 1.2), pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(pause_s * 2, 2.0)
 
     def _exchange(
         self, method: str, target: str, content: bytes, headers: dict[str, str]
-    ) -> tuple[int, str, bytes, float]:
-        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, body, and for
-        how long the service wants to be left alone."""
+    ) -> tuple[int, str, float, bytes]:
+        """One request and its answer, on a connection nobody else uses meanwhile: status, content type, seconds to
+        wait before the next, body."""
         with self._turns:
             if self._idle and not _is_here(self._from):
                 # The machine has moved: what is said on these connections arrives nowhere, and nobody would say so.
@@ -366,8 +393,8 @@ class DiscoveryClient:
                     self._idle.append(connection)
                 else:
                     connection.close()
-            kind, after = str(response.get("content-type") or ""), str(response.get("retry-after") or "")
-            return int(response.status_code), kind, b"".join(pieces), float(after) if after.isdecimal() else 0.0
+            kind, retry = str(response.get("content-type") or ""), str(response.get("retry-after") or "")
+            return int(response.status_code), kind, _seconds(retry), b"".join(pieces)
 
     def _connect(self) -> HTTPClient:
         connect_s, answer_s = self._timeouts_s
@@ -376,7 +403,7 @@ class DiscoveryClient:
             self._split.hostname or "",
             self._split.port or (443 if self._split.scheme == "https" else 80),
             ssl=self._split.scheme == "https",
-            headers={"User-Agent": f"ec262/{__version__}", "Accept": "application/json"},
+            headers={"User-Agent": user_agent(__version__), "Accept": "application/json"},
             connection_timeout=connect_s,
             network_timeout=answer_s,
             block_size=64 * 1024,
@@ -417,6 +444,11 @@ def _tls(ca_bundle: str) -> ssl.SSLContext:
         return context
     except (OSError, ssl.SSLError) as reason:
         raise SetupError(f"the authorities in {ca_bundle} (EC262_CA_BUNDLE) cannot be used: {reason}") from None
+
+
+def _seconds(retry: str) -> float:
+    """What a ``Retry-After`` header says; where it says a date, or nothing, the caller's own pauses do."""
+    return float(retry) if retry.isascii() and retry.isdigit() and len(retry) < 7 else 0.0
 
 
 def _problem_of(status: int, kind: str, answer: bytes, asked_s: float) -> ProblemError:

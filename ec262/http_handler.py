@@ -15,7 +15,7 @@ import logging
 import re
 import socket as plain_socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
@@ -66,13 +66,15 @@ class Limits:
         max_header_bytes: all headers together (431).
         max_headers: how many (431).
         header_timeout_s: from the first byte of a request to the end of its headers (408).
-        body_timeout_s: for a body (408), to which its length divided by `min_bytes_s` is added.
+        body_timeout_s: for a body (408), to which the bytes that came so far, divided by `min_bytes_s`, are added.
         send_timeout_s: for an answer, likewise; then the connection is cut.
         min_bytes_s: bytes a second that the slowest welcome client moves.
         keep_alive_s: how long a connection may rest between requests.
         max_connections: open at the same time. Beyond them, the one that has waited longest without a
             request in progress is closed. Never more than the process may have descriptors.
         max_buffered_bytes: bodies in memory, of all requests together (503).
+        max_connections_address: open at the same time from one address; a further one is closed at once. 0: any number.
+        trusted: addresses without that limit, because they speak for many (reverse proxies).
         linger_s: how long the rest of a refused body is read and dropped, so that its sender comes to read why.
     """
 
@@ -87,6 +89,8 @@ class Limits:
     keep_alive_s: float = 75.0
     max_connections: int = 1000
     max_buffered_bytes: int = 512 * 1024 * 1024
+    max_connections_address: int = 0
+    trusted: Container[str] = frozenset()
     linger_s: float = 2.0
 
 
@@ -305,12 +309,13 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         limits = self.server.limits
         chunked = self.headers.get("transfer-encoding") is not None
         expected = limits.max_body_bytes if chunked else self.content_length or 0
-        self._incoming.deadline = time.monotonic() + limits.body_timeout_s + expected / limits.min_bytes_s
+        started = time.monotonic()
+        self._incoming.deadline = started + limits.body_timeout_s
         self.environ = self.get_environ()
         self._body = b""
         if chunked or expected:
             try:
-                self._body = self._read_pieces()
+                self._body = self._read_pieces(started)
             except TimeoutError:
                 raise
             except (ValueError, OSError) as error:  # what pywsgi.Input raises for bad chunks and torn bodies
@@ -320,7 +325,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
             del self.environ["HTTP_TRANSFER_ENCODING"]
             self.environ["CONTENT_LENGTH"] = str(len(self._body))
 
-    def _read_pieces(self) -> bytes:
+    def _read_pieces(self, started: float) -> bytes:
         limits = self.server.limits
         pieces: list[bytes] = []
         size = 0
@@ -337,6 +342,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
                     HTTPStatus.SERVICE_UNAVAILABLE, "busy", "Too many large requests at once; try again later."
                 )
             pieces.append(piece)
+            # By what came, not by what was announced: an announcement would buy its sender time as well.
+            self._incoming.deadline = started + limits.body_timeout_s + size / limits.min_bytes_s
         return b"".join(pieces)
 
     def _give_back(self) -> None:
@@ -455,7 +462,18 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
     def log_request(self) -> None:
         """Skips the base's formatting where nobody reads it."""
         if self.server.access_log is not None:
-            self.server.access_log.info("%s", self.format_request())
+            self.server.access_log.info("%s", self.format_request(), extra={"fields": self._fields()})
+
+    def _fields(self) -> dict[str, object]:
+        """What a log of objects says of this request."""
+        return {
+            "method": getattr(self, "command", ""),
+            "path": str(getattr(self, "path", "")).split("?", 1)[0],
+            "status": int(str(getattr(self, "_orig_status", "") or "0")[:3]),
+            "bytes": self.response_length,
+            "seconds": round(getattr(self, "time_finish", self.time_start) - self.time_start, 6),
+            "address": self.client_address[0] if self.client_address else "",
+        }
 
 
 def _bad(detail: str) -> _Refused:

@@ -9,6 +9,8 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol.problems import CONTENT_TYPE, problem_body
+from ec262.protocol.routes import OLDEST_CLIENT
+from ec262.protocol.versions import too_old
 
 _STATUS_CODES = {
     404: "not-found",
@@ -17,6 +19,8 @@ _STATUS_CODES = {
     411: "length-required",
     413: "body-too-large",
     415: "unsupported-media-type",
+    426: "upgrade-required",
+    429: "rate-limited",
 }
 
 
@@ -26,6 +30,18 @@ def problem(code: str, detail: str, *, needed: int | None = None, available: int
     response = Response(body, status=status, content_type=CONTENT_TYPE)
     if status == 503:
         response.headers["Retry-After"] = "1"
+    return response
+
+
+def refuse_old() -> Response | None:
+    """The answer to the request at hand, where its sender is too old to be understood; None: it is not."""
+    reason = too_old(request.headers.get("User-Agent", ""))
+    if not reason:
+        return None
+    response = problem("upgrade-required", reason)
+    # RFC 9110, 15.5.22: such an answer names what to upgrade to.
+    response.headers["Upgrade"] = "ec262/" + ".".join(map(str, OLDEST_CLIENT))
+    response.headers["Connection"] = "upgrade"
     return response
 
 

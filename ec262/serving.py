@@ -17,6 +17,7 @@ import errno
 import logging
 import resource
 import socket as plain_socket
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +49,7 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         limits: Limits,
         max_connections: int,
         access_log: logging.Logger | None,
+        shared: bool,
         tls: ssl.SSLContext | None,
     ) -> None:
         self.limits = limits
@@ -58,6 +60,8 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         # Those that wait for a request or are in its headers, longest first.
         self.waiting: collections.OrderedDict[Handler, None] = collections.OrderedDict()
         self.buffered = 0  # bytes
+        self.of_address: collections.Counter[str] = collections.Counter()
+        self.draining = False
         super().__init__(
             listener,
             app,
@@ -65,7 +69,8 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
             log=None,
             error_log=logging.getLogger(__name__),  # the application's wsgi.errors
             # Named here because pywsgi would ask the name service for it, for seconds on some machines.
-            environ={"SERVER_NAME": str(listener.getsockname()[0])},
+            # Several processes on one listener: each accepts one connection at a time, so that all get their share.
+            environ={"SERVER_NAME": str(listener.getsockname()[0]), "wsgi.multiprocess": shared},
             **({"ssl_context": tls} if tls is not None else {}),
         )
 
@@ -81,9 +86,22 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         with contextlib.closing(connection):
             self.handle(connection, address)
 
+    def do_handle(self, client_socket: Any, address: Any) -> None:
+        """Adds: closes at once what its address has too many of. That spares all that a connection costs."""
+        if self._greedy(str(address[0]) if address else "", 1):
+            self.do_close(client_socket)
+        else:
+            super().do_handle(client_socket, address)
+
+    def _greedy(self, address: str, further: int) -> bool:
+        most = self.limits.max_connections_address
+        return bool(most) and self.of_address[address] + further > most and address not in self.limits.trusted
+
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
-        if self.stopping.is_set():  # accepted a moment before
+        self.of_address[_address(handler)] += 1
+        greedy = self._greedy(_address(handler), 0)  # many were accepted together
+        if greedy or (self.stopping.is_set() and not self.draining):  # accepted a moment before
             handler.cut()
         if len(self.connections) > self.max_connections and self.waiting:
             longest, _ = self.waiting.popitem(last=False)
@@ -91,6 +109,9 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
 
     def leave(self, handler: Handler) -> None:
         self.connections.discard(handler)
+        self.of_address[_address(handler)] -= 1
+        if not self.of_address[_address(handler)]:
+            del self.of_address[_address(handler)]
         self.waiting.pop(handler, None)
 
 
@@ -114,6 +135,7 @@ class Server:
         limits: Limits | None = None,
         access_log: logging.Logger | None = None,
         backlog: int = 1024,
+        listener: plain_socket.socket | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Binds; `start` begins to accept.
@@ -125,6 +147,7 @@ class Server:
             limits: what it takes from strangers.
             access_log: where a line a request goes; None for nowhere.
             backlog: connections that the kernel holds until they are accepted.
+            listener: a socket of `listen` that other processes accept on as well; instead of host, port and backlog.
             tls: of `server_context`; None: plain HTTP.
         Raises:
             SetupError: nobody can listen there.
@@ -134,12 +157,16 @@ class Server:
         allowed = self.limits.max_connections
         if soft != resource.RLIM_INFINITY:
             allowed = min(allowed, max(soft - _OTHER_DESCRIPTORS - _RESERVE, soft // 4))
-        listener = _listen(host, port, backlog)
+        if listener is None:
+            accepting = listen(host, port, backlog)
+        else:
+            accepting = gevent_socket(fileno=listener.detach())
+            accepting.setblocking(False)
         self.host = host
-        self.port = int(listener.getsockname()[1])
+        self.port = int(accepting.getsockname()[1])
         self.max_connections = allowed
         self._scheme = "http" if tls is None else "https"
-        self._server = _WSGIServer(listener, app, self.limits, allowed, access_log, tls)
+        self._server = _WSGIServer(accepting, app, self.limits, allowed, access_log, listener is not None, tls)
         self.stopping: Any = self._server.stopping
         self._asked_to_stop = Event()
         self._loop = get_hub().loop
@@ -193,6 +220,24 @@ class Server:
         """Asks `serve_forever` to stop; may be called from a signal handler or another thread."""
         # A plain Event.set() from another thread would not wake this thread's loop.
         self._loop.run_callback_threadsafe(self._asked_to_stop.set)
+
+    def drain(self, timeout_s: float, soon: Event) -> None:
+        """Stops accepting, and lets every connection at rest bring one more request; `stop` then does the rest.
+
+        The answer to it says that the connection ends: so a client comes to know before it sends another request into
+        the void. For where other processes go on accepting.
+
+        Args:
+            timeout_s: seconds that this may take; it is over as soon as no connection is left.
+            soon: ends it at once.
+        """
+        self._server.draining = True
+        self._server.stopping.set()
+        self._server.close()
+        until_s = time.monotonic() + timeout_s
+        while self._server.connections and time.monotonic() < until_s and not soon.wait(timeout=0.02):
+            pass
+        self._server.draining = False
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stops accepting, lets requests in progress finish, then cuts off the rest. Idempotent.
@@ -262,8 +307,12 @@ def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _listen(host: str, port: int, backlog: int) -> Any:
-    """Makes the listening socket.
+def _address(handler: Handler) -> str:
+    return str(handler.client_address[0]) if handler.client_address else ""
+
+
+def listen(host: str, port: int, backlog: int = 1024) -> Any:
+    """Makes a listening socket.
 
     Raises:
         SetupError: the address is not this machine's, or the port is taken or reserved.

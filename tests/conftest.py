@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +19,10 @@ from discovery.settings import Settings
 from discovery.store.server import start_server
 
 MakeDiscovery = Callable[..., Discovery]
+
+# Whoever runs the tests may have accounts and a default service: none of that is to be used, or touched.
+os.environ["EC262_HOME"] = tempfile.mkdtemp(prefix="ec262-tests-")
+atexit.register(shutil.rmtree, os.environ["EC262_HOME"], ignore_errors=True)
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +49,8 @@ def make_discovery(redis_url: str, tmp_path: Path) -> Iterator[MakeDiscovery]:
     yield make
     for discovery in made:
         assert verify(discovery.store).faults == []
+        in_flight = sum(discovery.store.balances()[1].values())
+        assert discovery.store.pulse.read().escrow == in_flight, "what people see is what there is"
         discovery.store.close()
     client.close()
 

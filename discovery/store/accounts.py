@@ -109,6 +109,19 @@ class Accounts:
             network=_text(network),
         )
 
+    def rename(self, account_id: str, name: str) -> None:
+        """Gives an account that exists another name."""
+        self._redis.hset(f"{_PREFIX}account:{account_id}", "name", name)
+
+    def replace_secret(self, account_id: str, old: bytes, new: bytes) -> bool:
+        """Replaces the stored hash of an account's secret; False: it is not `old` any more."""
+        return int(self._run("replace_secret", account_id, old, new)) == 1
+
+    def workers_alive(self, account_id: str) -> list[str]:
+        """Ids of the workers of an account that are registered now."""
+        found: Any = self._redis.smembers(f"{_PREFIX}account:{account_id}:alive")
+        return sorted(worker_id.decode() for worker_id in found)
+
     # --- invitations ---
 
     def invite(self, invitation_id: str, uses: int, valid_s: float, note: str) -> int:
@@ -217,6 +230,15 @@ class Accounts:
                 if name is not None and banned is None:
                     listed.append(Shown(account_id, _text(name), int(earned or 0), workers))
         return listed
+
+    def board(self) -> bytes | None:
+        """The leaderboard that was kept last; None: it is too old."""
+        found: Any = self._redis.get(f"{_PREFIX}board")
+        return None if found is None else bytes(found)
+
+    def keep_board(self, made: bytes, keep_ms: int) -> None:
+        """Keeps a leaderboard for all processes for a while, unless another process was faster."""
+        self._redis.set(f"{_PREFIX}board", made, px=keep_ms, nx=True)
 
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)

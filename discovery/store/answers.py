@@ -47,6 +47,14 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """An account's balance, and tasks of one of its jobs that are to be computed again and were not heard of."""
+
+    balance: int
+    recompute: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """A worker's registration: its epoch, and leases it held before it started anew."""
 

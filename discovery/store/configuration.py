@@ -86,6 +86,8 @@ def write_config(data_dir: Path, log_path: Path, fsync: Fsync, place: Place) -> 
         "maxmemory": "0",
         "maxmemory-policy": "noeviction",
         "timeout": "0",
+        # Whoever takes a backup is the only one who copies; there are no others to wait for.
+        "repl-diskless-sync-delay": "0",
     }
     path = data_dir / FILE
     text = "# Written at every start; changes here are lost.\n"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
 from redis._parsers import Encoder
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 TIMEOUT_S = 30
+
+Read = tuple[Script | str, Sequence[Any]]
+"""A script or a command that changes nothing, and its arguments."""
 
 
 class Packer:
@@ -48,6 +53,28 @@ def reconnect(client: redis.Redis, url: str) -> None:
     before, client.connection_pool = client.connection_pool, _pool(url)
     # Those in use may have found the way already: where the address is the same, they were opened anew.
     before.disconnect(inuse_connections=False)
+
+
+def together(client: redis.Redis, *reads: Read) -> list[Any]:
+    """The answers to several reads, asked for in one go: each question waits behind the commits of others."""
+    try:
+        return _together(client, reads)
+    except NoScriptError:
+        for what, _ in reads:
+            if isinstance(what, Script):
+                client.script_load(what.script)
+        return _together(client, reads)
+
+
+def _together(client: redis.Redis, reads: Sequence[Read]) -> list[Any]:
+    # The client's own way to have scripts in a pipeline asks first whether they are known.
+    pipeline = client.pipeline(transaction=False)
+    for what, arguments in reads:
+        if isinstance(what, Script):
+            pipeline.evalsha(what.sha, 0, *arguments)
+        else:
+            pipeline.execute_command(what, *arguments)  # type: ignore[no-untyped-call]
+    return pipeline.execute()
 
 
 def _pool(url: str) -> redis.ConnectionPool:

@@ -107,30 +107,18 @@ class Reputations:
             sample: further workers, of which all but that is known already.
             networks_count: accounts made from one network are one party.
         """
+        script, arguments = self.asking(job, worker_ids, sample, networks_count=networks_count)
+        return answered(script(args=arguments), worker_ids, sample)
+
+    def asking(
+        self, job: Job, worker_ids: Sequence[str], sample: Sequence[WorkerRecord] = (), *, networks_count: bool
+    ) -> tuple[Any, list[Any]]:
+        """How to ask for what `known` says, together with other things; `answered` reads the answer."""
         drawn = [worker.worker_id for worker in sample]
-        found = self._scripts["standings"](
-            args=[*job, "1" if networks_count else "", len(worker_ids), *worker_ids, *drawn]
-        )
-        party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(found)
-        noisy, effort, undelivered, held, *shared, own = rest
-        standings = Standings()
-        for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
-            verified, doubts, words, banned, auditor = fields
-            row = (int(verified or 0), int(doubts or 0), int(words or 0), bool(banned), bool(auditor))
-            standings.add(worker_id, row, own[3 * number : 3 * number + 3])
-        for number, each in enumerate(sample, len(worker_ids)):
-            row = (each.verified, each.doubts, each.words, each.banned, each.auditor)
-            standings.add(each.worker_id, row, own[3 * number : 3 * number + 3])
-        return Known(
-            party=party,
-            unvested=max(0, unvested),
-            noise=Noise(max(0, answers), compared, differed),
-            noisy=bool(noisy),
-            effort=_counts(effort),
-            held=_counts(held),
-            undelivered=frozenset(undelivered),
-            standings=standings,
-        )
+        return self._scripts["standings"], [
+            *(*job, "1" if networks_count else "", len(worker_ids)),
+            *(*worker_ids, *drawn),
+        ]
 
     # --- conviction ---
 
@@ -269,6 +257,30 @@ class Reputations:
     def _now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def answered(answer: bytes, worker_ids: Sequence[str], sample: Sequence[WorkerRecord] = ()) -> Known:
+    """What standings.lua says of `worker_ids` and of a sample of workers."""
+    party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(answer)
+    noisy, effort, undelivered, held, *shared, own = rest
+    standings = Standings()
+    for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
+        verified, doubts, words, banned, auditor = fields
+        row = (int(verified or 0), int(doubts or 0), int(words or 0), bool(banned), bool(auditor))
+        standings.add(worker_id, row, own[3 * number : 3 * number + 3])
+    for number, each in enumerate(sample, len(worker_ids)):
+        row = (each.verified, each.doubts, each.words, each.banned, each.auditor)
+        standings.add(each.worker_id, row, own[3 * number : 3 * number + 3])
+    return Known(
+        party=party,
+        unvested=max(0, unvested),
+        noise=Noise(max(0, answers), compared, differed),
+        noisy=bool(noisy),
+        effort=_counts(effort),
+        held=_counts(held),
+        undelivered=frozenset(undelivered),
+        standings=standings,
+    )
 
 
 def _counts(found: Sequence[str]) -> dict[str, int]:

@@ -48,6 +48,9 @@ _TAIL_BYTES = 4096
 _FULL_BYTES = 64 * 1024
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _DATA = ("appendonlydir", "appendonly.aof")  # since Redis 7, and before
+_MALLOC = "glibc.malloc.tcache_count=4000"
+"""A commit takes and frees thousands of small pieces of memory at once. glibc by itself keeps 7 of each size at hand:
+what that led to took a seventh of the server's time. Other C libraries do not read this."""
 _EXIT = re.compile(rb"exit (-?\d+)\n")
 
 # Tests turn it off to run the guard on Linux as well.
@@ -328,7 +331,7 @@ def _spawn(options: Options, place: Place, config: Path, lock: int) -> RedisServ
             python,
             # Not by -m: that would look for the package where this process was started.
             [python, "-I", "-S", str(_WATCHDOG), *told],
-            os.environ,
+            {"GLIBC_TUNABLES": _MALLOC, **os.environ},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, lifeline_end, 0),
                 (os.POSIX_SPAWN_DUP2, reports_end, 1),

@@ -6,6 +6,7 @@ Redis' TIME is the only clock that decides. Cost: one commit of n tasks is one c
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,21 +21,32 @@ from discovery.changes import NEVER, Changes, Terms
 from discovery.credibility import NOTHING, THOUSAND, USUAL
 from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
 from discovery.store.accounts import Accounts
-from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample
+from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample, Told
 from discovery.store.books import Books
 from discovery.store.channel import Channel
-from discovery.store.connection import connect, reconnect
-from discovery.store.reputations import VESTING_MS, Reputations
+from discovery.store.connection import connect, reconnect, together
+from discovery.store.pulse import Pulse
+from discovery.store.rates import Rates
+from discovery.store.reading import leased_of, sample_of, tasks_of, told_of, whole, workers_of
+from discovery.store.reputations import VESTING_MS, Job, Known, Reputations, answered
+from ec262.protocol.messages import MAX_TASKS_A_REQUEST
 
 _LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
-_records = msgspec.msgpack.Decoder(list[TaskRecord | None])
 _encoder = msgspec.msgpack.Encoder()
 _pack = _encoder.encode
 _CAPS = [
     *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
 ]
 """What commit.lua needs of `credibility.shared`, `Tally.accuses` and `credibility.aged`."""
+
+
+COMMITS_AT_ONCE = 2
+"""Commits that are on their way to Redis: one that it works on, and one that it finds when that is done.
+
+A commit of a thousand tasks takes it some 20 ms, any other command less than one. Were all sent that there are, what is
+short would wait behind all of them, and this process with it, though others' requests could be decided meanwhile.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +91,20 @@ class Store:
         accounts: the accounts' side of it.
         reputations: what it knows of workers and of jobs that are not closed.
         channel: how the processes of one service talk to each other.
+        pulse: numbers for people to see.
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._redis = connect(url)
         self._scripts = {path.stem: self._redis.register_script(path.read_text()) for path in _LUA.glob("*.lua")}
+        self._turn = threading.BoundedSemaphore(COMMITS_AT_ONCE)
         self.books = Books(self._redis, self._scripts)
         self.accounts = Accounts(self._redis, self._scripts)
         self.reputations = Reputations(self._redis, self._scripts)
         self.channel = Channel(self._redis)
+        self.rates = Rates(self._redis, self._scripts)
+        self.pulse = Pulse(self._redis)
 
     def ping(self) -> None:
         """Raises when Redis does not answer."""
@@ -96,6 +113,7 @@ class Store:
     def move_to(self, url: str) -> None:
         """Goes on with the Redis at another URL: the embedded one was started again."""
         reconnect(self._redis, url)
+        self.url = url
 
     def close(self) -> None:
         """Closes all connections."""
@@ -185,33 +203,20 @@ class Store:
         capabilities also that of up to 2048 workers looked at. Of these an answer may then have fewer than there are,
         and `workers_alive` and `slots_alive` are estimates.
         """
-        pools = pools_for(needs)
-        found = self._run("sample", worker_class, count, account_id, secrets.randbits(31), offer, *pools)
-        now_ms, balance, workers, slots, *drawn = msgspec.msgpack.decode(found)
-        return Sample(
-            now_ms=now_ms,
-            balance=balance,
-            workers_alive=workers,
-            slots_alive=slots,
-            workers=[_worker(*pair) for pair in zip(drawn[::2], drawn[1::2], strict=True)],
-        )
+        script, arguments = self._sampling(worker_class, needs, count, account_id, offer)
+        return sample_of(script(args=arguments))
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
         if not worker_ids:
             return {}
-        found = msgspec.msgpack.decode(self._run("workers", *worker_ids))
-        return {
-            worker_id: _worker(worker_id, fields)
-            for worker_id, fields in zip(worker_ids, found, strict=True)
-            if fields[0]
-        }
+        return workers_of(worker_ids, self._run("workers", *worker_ids))
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
         """A worker's counters: agreed, dissented, refused, expired, undelivered, earned."""
         names = ["agreed", "dissented", "refused", "expired", "undelivered", "earned"]
         values = self._redis.hmget(f"{_PREFIX}worker:{worker_id}", names)
-        return {name: _int(value) for name, value in zip(names, values, strict=True)}  # type: ignore[arg-type]
+        return {name: whole(value) for name, value in zip(names, values, strict=True)}  # type: ignore[arg-type]
 
     def workers_alive(self) -> int:
         """How many workers are registered, of all classes."""
@@ -279,9 +284,18 @@ class Store:
 
     def load(self, task_ids: Sequence[str]) -> tuple[int, dict[str, TaskRecord]]:
         """Redis' time in ms, and working copies of those tasks that there are."""
-        now_ms, found = self._run("load", *task_ids)
-        records = _records.decode(found)
-        return now_ms, {record.task_id: record for record in records if record is not None}
+        return tasks_of(self._run("load", *task_ids))
+
+    def load_known(
+        self, task_ids: Sequence[str], job: Job, worker_ids: Sequence[str], *, networks_count: bool
+    ) -> tuple[int, dict[str, TaskRecord], Known]:
+        """`load` and then `Reputations.known`, in one go."""
+        tasks, known = together(
+            self._redis,
+            (self._scripts["load"], task_ids),
+            self.reputations.asking(job, worker_ids, networks_count=networks_count),
+        )
+        return *tasks_of(tasks), answered(known, worker_ids)
 
     def due(self, limit: int) -> list[str]:
         """Ids of tasks that need attention now."""
@@ -289,12 +303,27 @@ class Store:
         found = self._redis.zrangebyscore(f"{_PREFIX}due", "-inf", seconds * 1000 + micros // 1000, start=0, num=limit)
         return [task_id.decode() for task_id in found]  # type: ignore[union-attr]
 
-    def leased_before(self, account_id: str, idempotency_key: str) -> list[str] | None:
-        """The tasks a lease request with this key got; None: no such request, or long ago."""
-        found: bytes | None = self._redis.get(f"{_PREFIX}idempotency:{account_id}:{idempotency_key}")  # type: ignore[assignment]
-        if found is None:
-            return None
-        return found.decode().split(",") if found else []
+    def sample_for(
+        self, worker_class: str, needs: Sequence[str], count: int, account_id: str, idempotency_key: str, *, offer: int
+    ) -> tuple[list[str] | None, Sample]:
+        """The tasks that a lease request with this key got, None: no such request, or long ago; and then `sample`."""
+        before, sample = together(
+            self._redis,
+            ("GET", [_idempotency(account_id, idempotency_key)]),
+            self._sampling(worker_class, needs, count, account_id, offer),
+        )
+        return leased_of(before), sample_of(sample)
+
+    def workers_and_samples(
+        self, worker_ids: Sequence[str], kinds: Sequence[TaskRecord], count: int
+    ) -> tuple[dict[str, WorkerRecord], list[Sample]]:
+        """`workers` and then, for tasks like each of `kinds`, `sample`, in one go."""
+        workers, *samples = together(
+            self._redis,
+            (self._scripts["workers"], worker_ids),
+            *(self._sampling(of.worker_class, of.capabilities, count, of.account_id, of.offer) for of in kinds),
+        )
+        return workers_of(worker_ids, workers), [sample_of(sample) for sample in samples]
 
     def commit(
         self,
@@ -304,12 +333,14 @@ class Store:
         *,
         needs: dict[str, int] | None = None,
         idempotency: tuple[str, str, int] | None = None,
-    ) -> None:
+        tell: Job | None = None,
+    ) -> Told | None:
         """Commits all of `changes` in one atomic step, or nothing.
 
         Args:
             needs: least balance of places such as ``account:<id>`` that may be spent.
             idempotency: (``account:key``, value, seconds to keep).
+            tell: the job of which is to be told what `tell` tells, as it is then.
 
         Raises:
             Conflict: what `changes` was decided on is no longer so.
@@ -319,6 +350,9 @@ class Store:
             places[source] -= amount
             places[target] += amount
         accounts, escrows = _split(places)
+        counts = [(key, name, n) for (key, name), n in changes.counts.items() if n]
+        if in_flight := sum(escrows[1]):
+            counts.append(("stats", "escrow", in_flight))
         ids, versions, dues, sizes = [], [], [], []
         blobs = bytearray()
         for record, version, due_ms in changes.tasks:
@@ -331,49 +365,58 @@ class Store:
                 blobs += b"%08d" % record.version
                 _encoder.encode_into(record, blobs, -1)
             sizes.append(len(blobs) - start)
-        jobs = {record.task_id: record.job_id for record, _, _ in changes.tasks}
-        entry = encode_entry(changes.moves, whats_of(changes.moves, jobs)) if changes.moves else b""
-        answer = self._run(
-            "commit",
-            _pack(
-                {
-                    "tasks": (ids, versions, dues, sizes),
-                    "accounts": accounts,
-                    "escrows": escrows,
-                    "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
-                    "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
-                    "counts": [(key, name, n) for (key, name), n in changes.counts.items() if n],
-                    "needs": list(needs.items()) if needs else [],
-                    "lessons": [
-                        (worker, party, tally.verified, tally.doubts, tally.words)
-                        for (worker, party), tally in changes.lessons.items()
-                        if tally != NOTHING
-                    ],
-                    "jobs": [
-                        (
-                            *(f"{account}:{job}", sum(each.compared.values())),
-                            *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
-                            *(_flat(each.undelivered), each.accepted, each.recompute),
-                            *(_flat(each.held), _flat(each.back)),
-                        )
-                        for (account, job), each in changes.jobs.items()
-                    ],
-                    "hush": ":".join(changes.hush) if changes.hush else "",
-                    "vesting": _vesting(changes),
-                    "caps": _CAPS,
-                    "kept": now_ms + terms.kept_ms,
-                    "most_share": terms.most_share,
-                    "denied": [(worker, *parties) for worker, parties in changes.denied.items()],
-                    "hold": (terms.hold_cap, terms.hold_foremen),
-                    "idempotency": list(idempotency) if idempotency else [],
-                    "now": now_ms,
-                }
-            ),
-            entry,
-            bytes(blobs),
+        entry = encode_entry(changes.moves, whats_of(changes.moves, _jobs(changes))) if changes.moves else b""
+        decided = _pack(
+            {
+                "tasks": (ids, versions, dues, sizes),
+                "accounts": accounts,
+                "escrows": escrows,
+                "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
+                "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
+                "counts": counts,
+                "needs": list(needs.items()) if needs else [],
+                "lessons": [
+                    (worker, party, tally.verified, tally.doubts, tally.words)
+                    for (worker, party), tally in changes.lessons.items()
+                    if tally != NOTHING
+                ],
+                "jobs": [
+                    (
+                        *(f"{account}:{job}", sum(each.compared.values())),
+                        *(_flat(each.compared), _flat(each.differed), _flat(each.doubts), _flat(each.effort)),
+                        *(_flat(each.undelivered), each.accepted, each.recompute),
+                        *(_flat(each.held), _flat(each.back)),
+                    )
+                    for (account, job), each in changes.jobs.items()
+                ],
+                "hush": ":".join(changes.hush) if changes.hush else "",
+                "vesting": _vesting(changes),
+                "caps": _CAPS,
+                "kept": now_ms + terms.kept_ms,
+                "most_share": terms.most_share,
+                "denied": [(worker, *parties) for worker, parties in changes.denied.items()],
+                "hold": (terms.hold_cap, terms.hold_foremen),
+                "idempotency": list(idempotency) if idempotency else [],
+                "tell": [*tell, MAX_TASKS_A_REQUEST] if tell else [],
+                "now": now_ms,
+            }
         )
+        with self._turn:
+            answer = self._run("commit", decided, entry, bytes(blobs))
         if answer[0] != b"ok":
             raise Conflict(answer[0].decode(), [which.decode() for which in answer[1:]])
+        return told_of(*answer[1:]) if tell else None
+
+    def tell(self, job: Job) -> Told:
+        """What a foreman is told of its account and job with each settlement."""
+        account_id, job_id = job
+        return told_of(
+            *together(
+                self._redis,
+                ("HGET", [f"{_PREFIX}balances", f"account:{account_id}"]),
+                ("SRANDMEMBER", [f"{_PREFIX}job:{account_id}:{job_id}:recompute", MAX_TASKS_A_REQUEST]),
+            )
+        )
 
     # --- reports of jobs ---
 
@@ -412,8 +455,19 @@ class Store:
             {name.decode(): int(amount) for name, amount in escrows.items()},
         )
 
+    def _sampling(self, worker_class: str, needs: Sequence[str], count: int, account_id: str, offer: int) -> Any:
+        arguments = [worker_class, count, account_id, secrets.randbits(31), offer, *pools_for(needs)]
+        return self._scripts["sample"], arguments
+
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
+
+
+def _jobs(changes: Changes) -> dict[str, str]:
+    """The job of each task; of one of them, where all are of one."""
+    names = {record.job_id for record, _, _ in changes.tasks}
+    few = changes.tasks[:1] if len(names) == 1 else changes.tasks
+    return {record.task_id: record.job_id for record, _, _ in few}
 
 
 def _share(changes: Changes, worker_id: str) -> int:
@@ -448,32 +502,5 @@ def _split(places: dict[str, int]) -> tuple[list[tuple[str, int]], tuple[list[st
     return accounts, (tasks, gains)
 
 
-def _worker(worker_id: str, fields: Sequence[Any]) -> WorkerRecord:
-    """A worker from the fields that sample.lua and workers.lua name; what it does not have is false."""
-    account, address, port, slots, epoch, used, capacity, *known = fields
-    verified, doubts, words, accusers, share, ask, platform, banned, auditor, terms, relay = known
-    return WorkerRecord(
-        worker_id=worker_id,
-        account_id=account,
-        address=address,
-        port=int(port),
-        slots=int(slots),
-        epoch=int(epoch),
-        used=int(used),
-        capacity=int(capacity),
-        verified=int(verified or 0),
-        doubts=int(doubts or 0),
-        words=int(words or 0),
-        accusers=int(accusers or 0),
-        share=int(share or 1),
-        ask=int(ask or 1),
-        platform=platform or "",
-        banned=bool(banned),
-        auditor=bool(auditor),
-        terms=terms or "",
-        relay=relay or "never",
-    )
-
-
-def _int(value: bytes | None) -> int:
-    return int(value) if value else 0
+def _idempotency(account_id: str, key: str) -> str:
+    return f"{_PREFIX}idempotency:{account_id}:{key}"

@@ -17,6 +17,7 @@ from ec262.cli import (
     jobs,
     leaderboard,
     ledger,
+    login,
     operator,
     run,
     simulate,
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_parser(commands)
     credits.add_parser(commands)
     ledger.add_parser(commands)
+    login.add_parser(commands)
     account.add_parser(commands)
     leaderboard.add_parser(commands)
     operator.add_parser(commands)

@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     send.add_argument(
         "--discovery",
         metavar="URL",
-        help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
+        help=f"the discovery service (default: $EC262_DISCOVERY, that of `ec262 login`, or {DEFAULT_DISCOVERY_URL})",
     )
     send.add_argument("--note", default="", type=_note, help="what for; the other account can read it")
     send.set_defaults(run=run_send)

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--discovery",
         metavar="URL",
-        help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
+        help=f"the discovery service (default: $EC262_DISCOVERY, that of `ec262 login`, or {DEFAULT_DISCOVERY_URL})",
     )
     own = parser.add_mutually_exclusive_group()
     own.add_argument("--show-as", metavar="NAME", help="show your account under this name, to everybody")

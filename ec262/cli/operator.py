@@ -90,7 +90,7 @@ def run_invite(flags: argparse.Namespace) -> int:
     print(code)
     print(
         f"invitation {invitation_id(code)[:_SHOWN_ID]}, good for {flags.uses} account{'s' * (flags.uses != 1)} until "
-        f"{_time(expires_ms)} UTC: ec262 account --invitation {code}",
+        f"{_time(expires_ms)} UTC: ec262 account create --invitation {code}",
         file=sys.stderr,
     )
     return 0

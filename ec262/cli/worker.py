@@ -82,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--discovery", metavar="URL",
-        help=f"the discovery service (default: $EC262_DISCOVERY or {DEFAULT_DISCOVERY_URL})",
+        help=f"the discovery service (default: $EC262_DISCOVERY, that of `ec262 login`, or {DEFAULT_DISCOVERY_URL})",
     )  # fmt: skip
     parser.add_argument("--slots", type=_count, metavar="N", help="tasks computed at a time (default: one a core)")
     parser.add_argument(

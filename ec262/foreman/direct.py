@@ -10,8 +10,10 @@ from typing import Protocol
 import gevent
 from geventhttpclient import HTTPClient
 
+from ec262 import __version__
 from ec262.errors import NetworkError
 from ec262.protocol import messages as m
+from ec262.protocol.versions import user_agent
 
 MAX_ANSWER_BYTES = 96 * 1024 * 1024
 CONNECT_S = 5.0
@@ -77,7 +79,7 @@ class Direct:
         def client(patience_s: float) -> HTTPClient:
             return HTTPClient(
                 address, port, concurrency=8, connection_timeout=CONNECT_S, network_timeout=patience_s,
-                disable_ipv6=False, block_size=64 * 1024,
+                disable_ipv6=False, block_size=64 * 1024, headers={"User-Agent": user_agent(__version__)},
             )  # fmt: skip
 
         self._prompt = client(PUSH_S)

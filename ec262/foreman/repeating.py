@@ -105,7 +105,7 @@ class Repeating:
         try:
             leased = session.discovery.lease_tasks(wanted)
         except ProblemError as reason:
-            if reason.status >= 500:
+            if reason.status >= 500 or reason.code == "rate-limited":
                 raise
             log.info("discovery does not repeat its answer to a request: %s", reason)
             return []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ec262.backends.base import Backend, Tally
+from ec262.config import EMBEDDED, configured_discovery
 from ec262.errors import ProgramError
 from ec262.jobs.driver import Plan
 from ec262.jobs.job import Connect, Job
@@ -61,8 +62,8 @@ def submit(
         policy: how the job is to be run.
         backend: ``"network"`` (volunteers, or a network of this machine), ``"local"`` (this process, sequential),
             ``"processes"`` (this machine's cores), ``"dask"`` (a cluster of your own).
-        discovery: URL of a discovery service; default ``EC262_DISCOVERY``; without either the program starts a
-            network of its own on this machine.
+        discovery: URL of a discovery service; default ``EC262_DISCOVERY``, else that of ``ec262 login``; without any,
+            or ``"embedded"``, the program starts a network of its own on this machine.
         cluster: of the Dask backend: the scheduler's address or a ``distributed.Client``; None: one of this machine.
         sandbox: of the processes backend: under the restrictions of a volunteer's machine.
         output: write results to files ``output_00``, ``output_01``, ... (path or URL) instead of keeping them.
@@ -291,7 +292,7 @@ def connector(backend: str, *, discovery: str | None, cluster: Any, sandbox: boo
             return DaskBackend(policy, tally, changed, address=cluster)
         from ec262.backends.network import NetworkBackend  # noqa: PLC0415
 
-        url = discovery or os.environ.get("EC262_DISCOVERY") or None
+        url = None if discovery == EMBEDDED else discovery or configured_discovery()
         return NetworkBackend(policy, tally, changed, discovery=url, name=name)
 
     return connect

@@ -9,6 +9,8 @@ which bytes stand as they are: a megabyte costs 0.04 ms to write and read instea
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -22,6 +24,29 @@ Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,32}$(?!\n)", description="Random
 LeaseId = Annotated[
     str, Meta(pattern=r"^[0-9a-f]{16,32}\.[0-9]{1,3}$(?!\n)", description="Task id, dot, replica number.")
 ]
+# The same where a message has thousands of them, and checks all with one search (`_each_is`): one search for each took
+# two thirds of the time that it takes to read a settlement.
+ListedId = Annotated[
+    str,
+    Meta(
+        min_length=16,
+        max_length=32,
+        description="Random hexadecimal identifier.",
+        extra_json_schema={"pattern": r"^[0-9a-f]{16,32}$(?!\n)"},
+    ),
+]
+ListedLeaseId = Annotated[
+    str,
+    Meta(
+        min_length=18,
+        max_length=36,
+        description="Task id, dot, replica number.",
+        extra_json_schema={"pattern": r"^[0-9a-f]{16,32}\.[0-9]{1,3}$(?!\n)"},
+    ),
+]
+_IDS = re.compile(r"(?:[0-9a-f]{16,32}\n)*")
+_LEASE_IDS = re.compile(r"(?:[0-9a-f]{16,32}\.[0-9]{1,3}\n)*")
+
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256.")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400.0)]
 Token = Annotated[bytes, Meta(max_length=8 * 1024 * 1024, description="A sealed token.")]
@@ -53,8 +78,15 @@ EXECUTOR = "executor:"
 """How the capability of a worker begins that computes with a program of its own, and cannot run Python programs."""
 
 
-class Message(msgspec.Struct, frozen=True):
-    """What all bodies have in common."""
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What all bodies have in common. None refers to itself: so the garbage collector need not look through them."""
+
+
+def _each_is(form: re.Pattern[str], texts: Collection[str], what: str) -> None:
+    """Raises ValueError unless each of `texts` is of the form, which ends with a line break here."""
+    lines = "".join([text + "\n" for text in texts])
+    if not form.fullmatch(lines) or lines.count("\n") != len(texts):
+        raise ValueError(f"{what}: an identifier is not of the form that identifiers have")
 
 
 # --- discovery: accounts and books ---------------------------------------------------------------
@@ -92,6 +124,27 @@ class AccountState(Message, frozen=True, kw_only=True):
     banned: str = ""
     auditor: bool = False
     shown: str = ""
+
+
+class RenameAccount(Message, frozen=True, kw_only=True):
+    """A new name for the calling account, for its owner and whoever runs the service."""
+
+    name: Annotated[str, Meta(max_length=64)]
+
+
+class RotateKey(Message, frozen=True, kw_only=True):
+    """A new secret for the calling account: 32 random bytes in URL-safe Base64.
+
+    The caller draws it, and keeps it before it asks: so an answer that gets lost does not lose the account.
+    """
+
+    secret: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$(?!\n)")]
+
+
+class KeyRotated(Message, frozen=True, kw_only=True):
+    """From now on the account has the new secret, and no other."""
+
+    account_id: str
 
 
 class ShowAccount(Message, frozen=True, kw_only=True):
@@ -359,7 +412,10 @@ class SealedReceipts(Message, frozen=True, kw_only=True):
 
     worker_id: Id
     token: Token
-    arrived: Annotated[dict[LeaseId, Digest], Meta(max_length=MAX_ARRIVED)] = {}
+    arrived: Annotated[dict[ListedLeaseId, Digest], Meta(max_length=MAX_ARRIVED)] = {}
+
+    def __post_init__(self) -> None:
+        _each_is(_LEASE_IDS, self.arrived, "arrived")
 
 
 class Settle(Message, frozen=True, kw_only=True):
@@ -373,10 +429,13 @@ class Settle(Message, frozen=True, kw_only=True):
 
     job_id: Id
     receipts: Annotated[list[SealedReceipts], Meta(max_length=MAX_RECEIPT_TOKENS)] = []
-    decide: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+    decide: Annotated[list[ListedId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     lost: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     heard: Annotated[list[Id], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
     known: Annotated[list[LeaseId], Meta(max_length=MAX_TASKS_A_REQUEST)] = []
+
+    def __post_init__(self) -> None:
+        _each_is(_IDS, self.decide, "decide")
 
 
 class ReleasedKey(Message, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ class Kind(StrEnum):
     """the worker did not run it (wrong digest, missing program, cancelled): not paid, the escrow goes back"""
 
 
-class Receipt(msgspec.Struct, frozen=True, array_like=True):
+class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A worker's word on one replica.
 
     Attributes:
@@ -57,7 +57,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
 
 
-class ReceiptBundle(msgspec.Struct, frozen=True, array_like=True):
+class ReceiptBundle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """All receipts that one answer of a worker carries."""
 
     worker_id: str

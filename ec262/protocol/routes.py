@@ -15,6 +15,8 @@ Party = Literal["discovery", "worker"]
 Auth = Literal["none", "optional", "account", "ticket", "poll", "challenge"]
 
 API_VERSION = "v1"
+OLDEST_CLIENT = (0, 1)
+"""EC262 of an older version (major, minor) is told to upgrade. To be raised when it is not understood any more."""
 MEGABYTE = 1024 * 1024
 
 
@@ -30,6 +32,7 @@ class Route:
         problems: codes it may answer with, beside those every route may (`EVERYWHERE`).
         max_body_bytes: larger bodies are refused unread.
         banned_too: whether a banned account may call it. Every other route that needs an account answers ``banned``.
+        media: of a good answer.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Route:
     max_body_bytes: int = 64 * 1024
     query: tuple[str, ...] = ()
     banned_too: bool = False
+    media: str = "application/json"
 
     def __post_init__(self) -> None:
         if self.auth == "account" and self.party == "discovery" and not self.banned_too:
@@ -52,7 +56,7 @@ class Route:
 
 EVERYWHERE = (
     *("bad-request", "request-timeout", "body-too-large", "uri-too-long", "headers-too-large"),
-    *("internal-error", "busy", "unavailable"),
+    *("upgrade-required", "rate-limited", "internal-error", "busy", "unavailable"),
 )
 _BODY = ("malformed-body", "unsupported-media-type")
 
@@ -60,6 +64,14 @@ ROUTES: tuple[Route, ...] = (
     Route("describe", "discovery", "GET", "/", "optional", None, m.ServiceState,
           "What this service is; with credentials, who you are and what you have", ("unauthorized",)),
     Route("openapi", "discovery", "GET", "/openapi.json", "none", None, None, "This table as an OpenAPI document"),
+    Route("docs", "discovery", "GET", "/docs", "none", None, None, "This table as a page for people",
+          media="text/html; charset=utf-8"),
+    Route("metrics", "discovery", "GET", "/metrics", "none", None, None,
+          "Counters for Prometheus, for those addresses alone that the operator named", ("forbidden",),
+          media="text/plain; version=0.0.4; charset=utf-8"),
+    Route("live", "discovery", "GET", "/v1/live", "none", None, m.Health, "Whether this process answers; asks nobody"),
+    Route("ready", "discovery", "GET", "/v1/ready", "none", None, m.Health,
+          "Whether this process takes requests: it can do its work, and is not about to end"),
     Route("health", "discovery", "GET", "/v1/health", "none", None, m.Health, "Whether the service can do its work"),
     Route("credits", "discovery", "GET", "/v1/credits", "none", None, m.Credits, "All credits there are, added up"),
     Route("create_account", "discovery", "POST", "/v1/accounts", "none", m.CreateAccount, m.AccountCreated,
@@ -67,6 +79,10 @@ ROUTES: tuple[Route, ...] = (
           ("registration-closed", "invitation-refused", "too-many", *_BODY)),
     Route("account", "discovery", "GET", "/v1/account", "account", None, m.AccountState,
           "What the calling account has", ("unauthorized",), banned_too=True),
+    Route("rename_account", "discovery", "PUT", "/v1/account", "account", m.RenameAccount, m.AccountState,
+          "Give the calling account another name", ("unauthorized", *_BODY)),
+    Route("rotate_key", "discovery", "PUT", "/v1/account/secret", "account", m.RotateKey, m.KeyRotated,
+          "Replace the calling account's secret; sessions of its pages end", ("unauthorized", "conflict", *_BODY)),
     Route("show_account", "discovery", "PUT", "/v1/account/name", "account", m.ShowAccount, m.AccountState,
           "Be on the leaderboard under a name, or not be there", ("unauthorized", *_BODY)),
     Route("leaderboard", "discovery", "GET", "/v1/leaderboard", "none", None, m.Leaderboard,
@@ -110,6 +126,7 @@ ROUTES: tuple[Route, ...] = (
     Route("reply_to_call", "discovery", "POST", "/v1/workers/<worker_id>/calls/<call_id>", "account", m.RelayReply,
           None, "Reply to a call", ("unauthorized", "too-late", *_BODY), 2 * MEGABYTE),
     Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
+    Route("openapi", "worker", "GET", "/openapi.json", "none", None, None, "This table as an OpenAPI document"),
     Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
           "Redeem tickets: run these tasks", ("ticket-refused", *_BODY), 64 * MEGABYTE),
     Route("fetch_results", "worker", "GET", "/v1/jobs/<job_id>/results", "poll", None, m.Results,

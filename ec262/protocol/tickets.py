@@ -16,7 +16,7 @@ CLOCK_GRACE_S = 30.0
 """How far past a deadline a worker still takes a ticket: clocks and networks are late."""
 
 
-class Ticket(msgspec.Struct, frozen=True, array_like=True):
+class Ticket(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Permission for one replica of one task.
 
     Attributes:
@@ -40,7 +40,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     price: int
 
 
-class TicketBundle(msgspec.Struct, frozen=True, array_like=True):
+class TicketBundle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The tickets of one answer for one worker, and what they share. `account_id` is the foreman's."""
 
     worker_id: str

@@ -161,7 +161,7 @@ class Registration:
                 self._recovered()
                 return
             except NetworkError as reason:
-                if isinstance(reason, ProblemError) and reason.status < 500:
+                if isinstance(reason, ProblemError) and reason.status < 500 and reason.code != "rate-limited":
                     raise
                 self._unreachable(reason)
             gevent.sleep(pause_s)
@@ -369,6 +369,10 @@ class Registration:
         self._worker_id = ""
         if account is None or not self._credentials.retire_account(self._client.url, account):
             return False
+        stored = self._credentials.account(self._client.url)
+        if stored is not None and stored.account_id == account.account_id:
+            log.info("account %s has a new key: going on with it", account.account_id)
+            return True
         log.warning(
             "discovery at %s does not know account %s (was it started anew?); the account is set aside in %s",
             self._client.url, account.account_id, self._credentials.path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 import math
 import sys
@@ -18,12 +19,13 @@ from ec262 import __version__
 from ec262.config import WorkerSettings
 from ec262.errors import Malformed, ProblemError, SealBroken, TicketRefused
 from ec262.protocol import messages as m
+from ec262.protocol.openapi import openapi_document
 from ec262.protocol.polling import check_poll_authorization
 from ec262.protocol.receipts import ReceiptBundle, seal_receipts
 from ec262.protocol.relaying import challenge, proof
 from ec262.protocol.routes import Route, routes_of
 from ec262.protocol.tickets import Ticket, TicketBundle, open_tickets
-from ec262.responses import answer_errors, problem
+from ec262.responses import answer_errors, problem, refuse_old
 from ec262.worker.events import EVENT
 from ec262.worker.holdings import Finished, HeldJob, Holdings, WorkerFull
 from ec262.worker.lease import Registration, Standing
@@ -83,6 +85,7 @@ class Api:
         self._opened: OrderedDict[tuple[bytes, int, bytes], tuple[TicketBundle, dict[str, Ticket]]] = OrderedDict()
         self._leaving = False
         self.on_call: Callable[[], None] = lambda: None
+        self._openapi = json.dumps(openapi_document("worker", __version__))
         self._python = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
     def worker_state(self) -> m.Message:
@@ -97,6 +100,10 @@ class Api:
             running=sum(job.running for job in self._holdings.jobs.values()),
             queued=sum(len(job.queue) for job in self._holdings.jobs.values()),
         )
+
+    def openapi(self) -> Response:
+        """GET /openapi.json"""
+        return Response(self._openapi, content_type=m.JSON)
 
     def push_tasks(self, content: bytes, media: str) -> m.Message:
         """POST /v1/tasks: the tickets come first; of a sender without good ones nothing else is looked at."""
@@ -249,11 +256,12 @@ class Api:
         app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in routes_of("worker"))
         for route in routes_of("worker"):
             app.add_url_rule(route.path, route.name, self._bind(route), methods=[route.method])
+        app.before_request(refuse_old)
         _answer_errors(app)
         return app
 
     def _bind(self, route: Route) -> Callable[..., Response]:
-        view: Callable[..., m.Message] = getattr(self, route.name)
+        view: Callable[..., m.Message | Response] = getattr(self, route.name)
 
         def answer(**arguments: str) -> Response:
             if route.request is None:
@@ -262,6 +270,8 @@ class Api:
                 if request.mimetype not in (m.JSON, m.PACKED):
                     return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
                 made = view(request.get_data(cache=False), request.mimetype)
+            if isinstance(made, Response):
+                return made
             media = m.PACKED if request.headers.get("Accept") == m.PACKED else m.JSON
             return Response(m.encode(made, media), content_type=media)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ec262.protocol.keys import (
     Label,
+    Prepared,
     TaskKeys,
     derive,
     extract,
@@ -130,8 +131,12 @@ def test_golden_keys() -> None:
     assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
 
 
-def test_the_keys_of_a_task_made_together_are_those_made_singly() -> None:
-    together = TaskKeys(extract(b"m" * 32), b"n" * 16, "t" * 24)
-    task = task_key(b"m" * 32, b"n" * 16, "t" * 24)
-    assert together.input() == input_key(task)
-    assert together.result("t.0") == result_key(task, "t.0")
+@QUICK
+@given(st.binary(min_size=1, max_size=80), st.binary(max_size=80), st.text(max_size=40), st.text(max_size=40))
+def test_the_keys_of_a_task_made_together_are_those_made_singly(
+    wrapping: bytes, nonce: bytes, task_id: str, lease_id: str
+) -> None:
+    together = TaskKeys(Prepared(extract(wrapping)), nonce, task_id)
+    task = task_key(wrapping, nonce, task_id)
+    assert together.input() == together.input() == input_key(task)
+    assert together.result(lease_id) == result_key(task, lease_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import subprocess
@@ -29,6 +30,8 @@ KINDS: list[type[m.Message]] = [
 def values_of(kind: mi.Type) -> st.SearchStrategy[Any]:
     """What may stand in a field of that type: derived from the types' own constraints."""
     match kind:
+        case mi.Metadata(extra_json_schema={"pattern": pattern}):
+            return st.from_regex(pattern, alphabet=st.characters(codec="ascii"))
         case mi.Metadata():
             return values_of(kind.type)
         case mi.BoolType():
@@ -265,3 +268,44 @@ for thread in threads: thread.join()
 """
     for _ in range(4):
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
+
+
+IDS_THAT_ARE_NONE = [
+    *("", "a" * 15, "a" * 33, "A" * 16, "g" * 16, "a" * 16 + "\n", "\n" + "a" * 16, "a" * 8 + "\n" + "a" * 8),
+    *(
+        "a" * 15 + "\n" + "a" * 16,
+        "a" * 16 + "\n" + "a" * 16,
+        "a" * 16 + "\r",
+        "a" * 16 + " ",
+        "ａ" * 16,
+        "a" * 16 + "\0",
+    ),
+]
+
+
+@pytest.mark.parametrize("wrong", IDS_THAT_ARE_NONE)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_of_many_ids_each_is_looked_at(wrong: str, at: int) -> None:
+    """A settlement checks all its ids together: none of another form comes in with those that are right."""
+    ids = ["b" * 16, "c" * 32]
+    ids.insert(at, wrong)
+    with pytest.raises(Malformed, match=r"decide|length"):
+        m.decode(m.Settle, json.dumps({"job_id": "a" * 32, "decide": ids}).encode())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(f"{wrong}.0" for wrong in IDS_THAT_ARE_NONE),
+        *("a" * 24, "a" * 24 + ".", "a" * 24 + ".1234", "a" * 24 + ".x", "a" * 24 + ".-1", "a" * 24 + ".0\n"),
+        *("a" * 24 + ".٣", "a" * 16 + ".0\n" + "a" * 16 + ".1", "a" * 24 + "..0", "." + "a" * 24),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_of_many_leases_each_is_looked_at(wrong: str, at: int) -> None:
+    names = ["b" * 16 + ".0", "c" * 32 + ".999"]
+    names.insert(at, wrong)
+    digest = base64.b64encode(bytes(32)).decode()
+    shown = {"worker_id": "a" * 32, "token": "", "arrived": dict.fromkeys(names, digest)}
+    with pytest.raises(Malformed, match=r"arrived|length"):
+        m.decode(m.Settle, json.dumps({"job_id": "a" * 32, "receipts": [shown]}).encode())

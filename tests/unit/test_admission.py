@@ -408,14 +408,14 @@ def test_attack_an_accomplice_commits_leases_to_a_banned_worker(discovery: Disco
     """A lease that was decided before the ban is not committed after it."""
     foreman, other = Buyer(discovery), Buyer(discovery, "203.0.113.1")
     worker = Worker(other)
-    sample = discovery.store.sample
+    sample = discovery.store.sample_for
 
     def ban_in_between(*arguments: object, **named: object) -> object:
         drawn = sample(*arguments, **named)  # type: ignore[arg-type]
         discovery.store.accounts.ban(other.account.account_id, "evidence", "lied")
         return drawn
 
-    discovery.store.sample = ban_in_between  # type: ignore[method-assign, assignment]
+    discovery.store.sample_for = ban_in_between  # type: ignore[method-assign, assignment]
     assert foreman.lease().tasks == []
     assert discovery.store.workers([worker.worker_id])[worker.worker_id].used == 0
     assert foreman.state.escrow == 0
@@ -530,8 +530,7 @@ def test_only_the_operator_makes_auditors(discovery: Discovery) -> None:
 # --- the leaderboard ------------------------------------------------------------------------------
 
 
-def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discovery.leaderboard.FRESH_S", 0.0)
+def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery) -> None:
     foreman, loud, quiet, bad = (Buyer(discovery, f"203.0.{n}.1") for n in range(4))
     workers = [Worker(each) for each in (loud, quiet, bad)]
     for visitor, name in ((loud, "Ada"), (bad, "Mallory"), (foreman, "Boss")):
@@ -552,12 +551,14 @@ def test_the_leaderboard_shows_who_wants_to_be_seen(discovery: Discovery, monkey
     )
 
 
-def test_the_leaderboard_is_made_once_a_minute_and_forgets_who_withdraws(discovery: Discovery) -> None:
+def test_the_leaderboard_is_made_once_a_minute_and_forgets_who_withdraws(make_discovery: MakeDiscovery) -> None:
+    discovery, other = make_discovery(), make_discovery()
     visitor = Visitor(discovery)
     visitor.call("PUT", "/v1/account/name", m.AccountState, m.ShowAccount(name="Ada"))
     first = visitor.raw("GET", "/v1/leaderboard").data
     assert visitor.call("PUT", "/v1/account/name", m.AccountState, m.ShowAccount(name="")).shown == ""
     assert visitor.raw("GET", "/v1/leaderboard").data == first
+    assert other.app.test_client().get("/v1/leaderboard").data == first, "of all processes together"
     assert discovery.store.accounts.shown() == []
 
 
@@ -591,10 +592,10 @@ def test_an_operator_invites_and_a_user_joins(
     assert "course" in listed
     assert code not in listed
     with Server(discovery.app) as server:
-        assert main(["account", "--discovery", server.url]) == 1
+        assert main(["account", "create", "--discovery", server.url]) == 1
         assert "by invitation" in capsys.readouterr().err
-        assert main(["account", "--discovery", server.url, "--invitation", code, "--name", "lab"]) == 0
-        assert main(["account", "--discovery", server.url, "--invitation", code]) == 1, "there is one already"
+        assert main(["account", "create", "--discovery", server.url, "--invitation", code, "--name", "lab"]) == 0
+        assert main(["account", "create", "--discovery", server.url, "--invitation", code]) == 1, "there is one already"
         monkeypatch.setenv("EC262_INVITATION", code)  # what workers and jobs find by themselves
         with DiscoveryClient(server.url) as client:
             create_account_at(client)
@@ -638,7 +639,7 @@ def test_the_leaderboard_as_a_command(
     monkeypatch.setenv("EC262_HOME", str(tmp_path / "home"))
     with Server(discovery.app) as server:
         assert main(["leaderboard", "--show-as", "Ada", "--discovery", server.url]) == 1, "no account yet"
-        assert main(["account", "--discovery", server.url]) == 0
+        assert main(["account", "create", "--discovery", server.url]) == 0
         assert main(["leaderboard", "--show-as", "Ada", "--discovery", server.url]) == 0
         capsys.readouterr()
         assert main(["leaderboard", "--discovery", server.url]) == 0

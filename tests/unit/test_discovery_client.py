@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -239,3 +240,45 @@ def test_secrets_are_not_sent_in_the_open(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("EC262_PLAIN_HTTP", raising=False)
     with pytest.raises(SetupError, match="https"):
         DiscoveryClient("http://192.0.2.1:26262", "acc", "s3cret")
+
+
+class Refusing(Service):
+    """Refuses so often, with a header that says how long to wait."""
+
+    def __init__(self, refusal: Answer, retry: str, times: int = 1) -> None:
+        super().__init__()
+        self.refusal, self.retry, self.times = refusal, retry, times
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], None, b""))
+        status, kind, body = self.refusal if len(self.asked) <= self.times else good(CREDITS)
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
+        start(f"{status} X", [*headers, ("Retry-After", self.retry)] if status != 200 else headers)
+        return [body]
+
+
+@pytest.mark.parametrize("code", ["rate-limited", "busy", "unavailable"])
+def test_it_waits_as_long_as_it_is_told(code: str) -> None:
+    service = Refusing(problem(code), "1")
+    with Server(service) as server, DiscoveryClient(server.url, retry_for_s=10) as client:
+        started = time.monotonic()
+        assert client.credits() == CREDITS
+        assert time.monotonic() - started >= 1.0
+    assert len(service.asked) == 2
+
+
+@pytest.mark.parametrize("retry", ["86400", "99999999", "Fri, 31 Dec 1999 23:59:59 GMT", "-1", "soon"])
+def test_a_wait_beyond_its_patience_or_that_is_none_does_not_hold_it(retry: str) -> None:
+    service = Refusing(problem("rate-limited"), retry, times=1000)
+    with Server(service) as server, DiscoveryClient(server.url, retry_for_s=0.3) as client:
+        started = time.monotonic()
+        with pytest.raises(ProblemError, match="rate-limited"):
+            client.credits()
+        assert time.monotonic() - started < 5.0
+
+
+def test_having_too_many_is_no_reason_to_ask_again() -> None:
+    service = Refusing(problem("too-many"), "1")
+    with Server(service) as server, pytest.raises(ProblemError, match="too-many"):
+        DiscoveryClient(server.url).credits()
+    assert len(service.asked) == 1

@@ -40,8 +40,8 @@ ALLOWED: dict[str, set[str]] = {
         *("ec262.discovery_client", "ec262.embedded", "ec262.sandbox", "ec262.foreman"),
     },
     "ec262.jobs": {
-        *("ec262.errors", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.storage", "ec262.sandbox"),
-        "ec262.backends",
+        *("ec262.errors", "ec262.config", "ec262.protocol", "ec262.policy", "ec262.mapreduce", "ec262.storage"),
+        *("ec262.sandbox", "ec262.backends"),
     },
     # The examples of the API: written as a user would write them.
     "ec262.programs": {"ec262", "ec262.errors", "ec262.mapreduce", "ec262.storage"},
@@ -61,11 +61,13 @@ DISCOVERY_ORDER = [
     *("simulation", "simulation.behaviours", "simulation.book", "simulation.rules", "simulation.network"),
     *("simulation.report", "simulation.plot", "archive", "archive.segment", "archive.entry", "archive.sums"),
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
-    *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.answers"),
-    *("store.reputations", "store.accounts", "store.books", "store.channel", "store.store", "archive.mover"),
-    *("condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
-    *("openapi", "api", "app", "upkeep", "service", "__main__"),
+    *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
+    *("store.dump", "store.answers", "store.reading", "store.reputations", "store.accounts", "store.pulse"),
+    *("store.books", "store.channel", "store.store", "archive.mover", "condition", "changing", "keyring", "ledger"),
+    *("operator", "leaderboard", "statements", "trust", "explaining", "reach", "registry", "leasing", "disputes"),
+    *("settlement", "jobs", "relay"),
+    *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
+    *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
 ]
 
 # The job's modules from the bottom to the top: nothing calls back up.
@@ -90,7 +92,8 @@ PURE = [
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
-    *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy"),
+    *("ec262.mapreduce.blocks", "ec262.mapreduce.context", "ec262.policy", "discovery.api_page"),
+    *("ec262.protocol.openapi", "ec262.protocol.versions"),
     *("ec262.protocol.framing", "ec262.protocol.states", "ec262.protocol.keys", "ec262.protocol.messages"),
     *("ec262.protocol.terms", "ec262.worker.terms"),
 ]

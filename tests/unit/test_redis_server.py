@@ -160,6 +160,18 @@ def test_it_answers_and_is_durable_by_default(tmp_path: Path) -> None:
     assert gone(server.pid, server.watchdog_pid)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what glibc is told")
+def test_memory_that_commits_free_is_kept_at_hand_unless_the_operator_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with start_server(tmp_path / "a") as server:
+        assert "tcache_count" in psutil.Process(server.pid).environ()["GLIBC_TUNABLES"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=7")
+    with start_server(tmp_path / "b") as server:
+        assert psutil.Process(server.pid).environ()["GLIBC_TUNABLES"] == "glibc.malloc.tcache_count=7"
+
+
 def test_only_its_owner_may_read_what_it_writes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o755)
     with start_server(tmp_path / "data") as server:

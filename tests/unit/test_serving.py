@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
+from gevent import socket as gevent_socket
 
 from ec262.errors import SetupError
 from ec262.serving import Limits, Server, serve
@@ -501,3 +503,89 @@ print("stopped")
                 process.send_signal(by)
                 out, err = process.communicate(timeout=10)
                 assert (out, err) == ("stopped\n", "")
+
+
+def test_an_address_has_only_so_many_connections(app: App) -> None:
+    """The attack: one address takes all connections there are, and says nothing."""
+    with running(app, Limits(max_connections_address=3, keep_alive_s=30)) as server:
+        held = [connect(server) for _ in range(3)]
+        for each in held:
+            each.sendall(post(b"x"))
+            assert answer(each)[0] == 200
+        greedy = connect(server)
+        assert closed(greedy)
+        # Those it has go on, another address is not its neighbour, and what it gives back it may have again.
+        held[0].sendall(post(b"x"))
+        assert answer(held[0])[0] == 200
+        with socket.create_connection((server.host, server.port), timeout=10, source_address=("127.0.0.9", 0)) as other:
+            other.sendall(post(b"x"))
+            assert answer(other)[0] == 200
+        for each in (*held, greedy):
+            each.close()
+        deadline = time.monotonic() + 5
+        while server.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert_still_serving(server)
+
+
+def test_a_trusted_proxy_has_as_many_connections_as_it_needs(app: App) -> None:
+    limits = Limits(max_connections_address=2, trusted=frozenset({"127.0.0.1"}))
+    with running(app, limits) as server:
+        held = [connect(server) for _ in range(6)]
+        for each in held:
+            each.sendall(post(b"x"))
+            assert answer(each)[0] == 200
+            each.close()
+
+
+def test_announcing_a_large_body_buys_no_time(app: App) -> None:
+    """The attack: hours for a byte a second, by a large Content-Length."""
+    with running(app, Limits(body_timeout_s=0.5, min_bytes_s=100, max_body_bytes=1_000_000)) as server:
+        started = time.monotonic()
+        with connect(server) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\nabc")
+            assert_problem(answer(sock), 408)
+        assert time.monotonic() - started < 5
+        assert app.calls == 0
+
+
+def test_a_large_body_that_keeps_coming_has_time(app: App) -> None:
+    with running(app, Limits(body_timeout_s=0.4, min_bytes_s=100_000, max_body_bytes=1_000_000)) as server:
+        body = b"x" * 400_000
+        with connect(server) as sock:
+            sock.sendall(post(body)[:-200_000])
+            time.sleep(1.0)  # longer than 0.4 s, but 200 kB have come
+            sock.sendall(post(body)[-200_000:])
+            assert answer(sock)[0] == 200
+
+
+def test_a_drain_lets_every_connection_bring_one_more_request() -> None:
+    server = serve(App())
+    soon = gevent.event.Event()
+    with gevent_socket.create_connection((server.host, server.port), timeout=10) as sock:
+        sock.sendall(post(b"one"))
+        assert answer(sock)[2] == b"one"
+        draining = gevent.spawn(server.drain, 30.0, soon)
+        gevent.sleep(0.2)
+        with pytest.raises(OSError):
+            gevent_socket.create_connection((server.host, server.port), timeout=10)
+        sock.sendall(post(b"two"))
+        status, headers, body = answer(sock)
+        assert (status, body, headers["connection"]) == (200, b"two", "close")
+    draining.join(5)
+    assert draining.ready(), "no connection is left, and it waits all the same"
+    server.stop()
+
+
+def test_a_drain_ends_when_it_has_to() -> None:
+    server = serve(App())
+    soon = gevent.event.Event()
+    with gevent_socket.create_connection((server.host, server.port), timeout=10):
+        gevent.sleep(0.1)  # it is accepted
+        draining = gevent.spawn(server.drain, 30.0, soon)
+        gevent.sleep(0.1)
+        assert not draining.ready()
+        soon.set()
+        draining.join(5)
+        assert draining.ready()
+        server.stop()

@@ -44,8 +44,10 @@
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
 --   denied:   [[worker id, party, ...], ...]; hold: [most that :held may come to, parties from which a share is halved]
 --   hush: account:job whose doubts are taken back, which happens once, or ""
+--   tell:     [account, job, most tasks to be computed again] or []
 --   now, kept (ms until which jobs are kept), most_share
--- Returns {"ok"} or {what stood in the way, which, ...}; then nothing was changed.
+-- Returns {"ok"}, with `tell` {"ok", balance, [task to be computed again, ...]}; or {what stood in the way, which, ...}: then
+-- nothing was changed.
 
 local c = cmsgpack.unpack(ARGV[1])
 local P = '{ec}:'
@@ -264,4 +266,6 @@ end
 if #c.idempotency > 0 then
   redis.call('SET', P .. 'idempotency:' .. c.idempotency[1], c.idempotency[2], 'EX', c.idempotency[3])
 end
-return {'ok'}
+if #c.tell == 0 then return {'ok'} end
+return {'ok', redis.call('HGET', P .. 'balances', 'account:' .. c.tell[1]),
+  redis.call('SRANDMEMBER', P .. 'job:' .. c.tell[1] .. ':' .. c.tell[2] .. ':recompute', c.tell[3])}

@@ -1,0 +1,117 @@
+"""Gate: who may ask at all, now. Before any rule is asked: the caller's version, and how often it called."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from flask import Blueprint, Response, g, request
+
+from discovery.addresses import believed, caller_of, origins
+from discovery.limits import Limiter, RateLimited, cost_of, held_s
+from discovery.metrics import Meter
+from ec262.errors import ProblemError
+from ec262.protocol.routes import Route
+from ec262.responses import refuse_old
+
+_UNLIMITED = frozenset({"live", "ready", "health", "openapi", "docs", "metrics"})
+"""What whoever watches a service asks, and what costs next to nothing."""
+
+
+class Gate:
+    """In front of all views.
+
+    Args:
+        proxies: networks of reverse proxies that are believed.
+
+    Attributes:
+        pause: waits for so many seconds; a server that ends lets it go at once.
+    """
+
+    def __init__(self, limiter: Limiter, meter: Meter, proxies: Collection[str]) -> None:
+        self._limiter = limiter
+        self._meter = meter
+        self._proxies = proxies
+        self._held: Counter[str] = Counter()
+        self.pause: Callable[[float], object] = time.sleep
+
+    def guard(self, blueprint: Blueprint) -> None:
+        """Has every request of an application checked, and every answer say what is left."""
+        blueprint.before_app_request(refuse_old)
+        blueprint.after_app_request(_tell_limits)
+
+    def caller(self) -> str:
+        """The address that a request comes from."""
+        return caller_of(_peer(), request.headers.getlist("X-Forwarded-For"), self._proxies)
+
+    def unnamed(self) -> bool:
+        """Whether somebody passed the request on whom this service does not believe."""
+        return "X-Forwarded-For" in request.headers and not believed(_peer(), self._proxies)
+
+    def secure(self) -> bool:
+        """Whether the caller came over TLS: to this service, or to a proxy that is believed."""
+        if request.is_secure:
+            return True
+        # Like X-Forwarded-For: what stands before the last entry is the caller's own invention.
+        said = ",".join(request.headers.getlist("X-Forwarded-Proto")).rpartition(",")[2]
+        return believed(_peer(), self._proxies) and said.strip().lower() == "https"
+
+    def enter(self, route: Route, authenticate: Callable[[], str]) -> str:
+        """The account that asks a route for programs; as `admit`."""
+        if route.name in _UNLIMITED:
+            return authenticate()
+        return self.admit(authenticate, anonymous=request.authorization is None)
+
+    def admit(self, authenticate: Callable[[], str], *, anonymous: bool) -> str:
+        """The account that asks, if neither it nor its address asks too often.
+
+        Args:
+            anonymous: the request does not say of which account it is.
+
+        Raises:
+            RateLimited, and what `authenticate` raises.
+        """
+        if not self._limiter.limits:
+            return authenticate()
+        origin = origins(self.caller())[0]
+        cost = cost_of(request.content_length or 0)
+        try:
+            self._limiter.admit(origin, anonymous=anonymous)
+            try:
+                account_id = authenticate()
+            except ProblemError as refused:
+                if refused.status == 401:  # guessing costs the address what it has for those without an account
+                    g.allowance = self._limiter.spend(origin, "", cost)
+                raise
+            g.allowance = self._limiter.spend(origin, account_id, cost)
+        except RateLimited as reason:
+            self._meter.count(f"limited|{reason.limit}")
+            g.wait_s = reason.wait_s
+            self._hold(origin)
+            raise
+        return account_id
+
+    def _hold(self, origin: str) -> None:
+        self._held[origin] += 1
+        try:
+            self.pause(held_s(self._held[origin]))
+        finally:
+            self._held[origin] -= 1
+            if not self._held[origin]:
+                del self._held[origin]
+
+
+def _peer() -> str:
+    return request.remote_addr or "127.0.0.1"
+
+
+def _tell_limits(response: Response) -> Response:
+    """Says what is left, and when to come back."""
+    allowance = g.get("allowance")
+    if allowance is not None:
+        response.headers.update(allowance.headers())
+    if "wait_s" in g:
+        response.headers["Retry-After"] = str(max(1, math.ceil(g.wait_s)))
+    return response

@@ -1,0 +1,73 @@
+"""What waits for the store: reads that are asked together, and commits that take turns."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from discovery.app import Discovery
+from discovery.changes import Changes
+from discovery.store.answers import Conflict
+from discovery.store.store import COMMITS_AT_ONCE, Store
+from ec262.protocol import messages as m
+
+JOB = ("a" * 32, "b" * 32)
+
+
+@pytest.fixture
+def store(discovery: Discovery) -> Store:
+    return discovery.store
+
+
+def test_a_store_that_forgot_its_scripts_is_told_them_again(store: Store, redis_url: str) -> None:
+    """A store that was started again, or whose operator flushed them, knows no script."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.script_flush()
+    now_ms, records, known = store.load_known(["c" * 24], JOB, ["d" * 32], networks_count=True)
+    assert now_ms > 0
+    assert records == {}
+    assert known.party == JOB[0]
+    assert list(known.standings) == ["d" * 32]
+
+
+def test_reads_asked_together_say_what_they_say_alone(store: Store, discovery: Discovery) -> None:
+    account_id = discovery.registry.create_account("192.0.2.1", m.CreateAccount()).account_id
+    kept, sample = store.sample_for("native/3.11", [], 8, account_id, "some key", offer=1)
+    alone = store.sample("native/3.11", [], 8, account_id)
+    assert kept is None
+    assert (sample.balance, sample.workers, sample.slots_alive) == (alone.balance, alone.workers, alone.slots_alive)
+    told = store.tell((account_id, JOB[1]))
+    assert told.balance == store.accounts.record(account_id).balance == sample.balance > 0
+    assert told.recompute == []
+
+
+def test_commits_that_are_refused_give_their_turn_back(store: Store, discovery: Discovery) -> None:
+    for _ in range(2 * COMMITS_AT_ONCE + 1):
+        with pytest.raises(Conflict, match="credits"):
+            store.commit(Changes(), store.now_ms(), discovery.trust.terms, needs={"account:nobody": 1})
+    assert store.commit(Changes(), store.now_ms(), discovery.trust.terms, tell=JOB) is not None
+
+
+def test_reads_do_not_wait_behind_all_commits_that_there_are(store: Store, discovery: Discovery) -> None:
+    """So many commits are on their way as may be; a further one waits here, and a read does not."""
+    for _ in range(COMMITS_AT_ONCE):
+        assert store._turn.acquire(timeout=5)
+    done = threading.Event()
+
+    def commit() -> None:
+        store.commit(Changes(), store.now_ms(), discovery.trust.terms)
+        done.set()
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    try:
+        assert not done.wait(0.2)
+        assert store.now_ms() > 0
+        assert store.tell(JOB).balance == 0
+    finally:
+        for _ in range(COMMITS_AT_ONCE):
+            store._turn.release()
+        thread.join(10)
+    assert done.is_set()
