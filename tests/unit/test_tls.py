@@ -218,6 +218,24 @@ def test_flags_of_the_command(authority: Authority, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_several_processes_over_tls(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = authority.issue("127.0.0.1")
+    flags = ["--processes", "2", "--port", "0", "--ephemeral", "--data-dir", str(tmp_path / "store")]
+    with nothing_left():
+        service = Process(
+            ["-m", "discovery", *flags, "--tls-cert", str(certificate), "--tls-key", str(key)],
+            home=tmp_path,
+            log=tmp_path / "discovery.log",
+        )
+        try:
+            url = str(service.ready["url"])
+            assert url.startswith("https://")
+            with DiscoveryClient(url, ca_bundle=str(authority.bundle)) as client:
+                assert client.health().status == "ok"
+        finally:
+            service.stop()
+
+
 def test_a_network_over_tls(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Discovery, a worker that is reached, one at the relay, and a job."""
     certificate, key = authority.issue("127.0.0.1", "localhost")
