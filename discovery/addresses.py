@@ -6,7 +6,7 @@ recommends more), and with little trouble a /48.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -60,6 +60,16 @@ def believed(address: str, proxies: Collection[str]) -> bool:
         return False
     parsed = _parse(address)
     return any(parsed in network for network in _networks(tuple(proxies)))
+
+
+class Believed(Container[str]):
+    """The addresses of proxies that are believed."""
+
+    def __init__(self, proxies: Collection[str]) -> None:
+        self._proxies = tuple(proxies)
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, str) and bool(address) and believed(address, self._proxies)
 
 
 @lru_cache(maxsize=64)

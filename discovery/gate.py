@@ -46,6 +46,10 @@ class Gate:
         """The address that a request comes from."""
         return caller_of(_peer(), request.headers.getlist("X-Forwarded-For"), self._proxies)
 
+    def unnamed(self) -> bool:
+        """Whether somebody passed the request on whom this service does not believe."""
+        return "X-Forwarded-For" in request.headers and not believed(_peer(), self._proxies)
+
     def secure(self) -> bool:
         """Whether the caller came over TLS: to this service, or to a proxy that is believed."""
         if request.is_secure:

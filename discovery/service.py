@@ -235,6 +235,7 @@ def _serve(flags: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
         stack.callback(report_last, discovery)
         stack.callback(server.stop)
         stack.callback(_drain, server, replaced, soon)
+        stack.callback(discovery.relay.let_go)
         discovery.api.ending = over.ready
         discovery.gate.pause = server.stopping.wait
         discovery.meter.connections = lambda: server.connections
@@ -307,6 +308,13 @@ def _network(text: str) -> str:
         return str(ip_network(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no IP address, and no network such as 10.0.0.0/8") from None
+
+
+def _address(text: str) -> str:
+    try:
+        return plain(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not an IP address") from None
 
 
 def _drain(server: Server, replaced: Event, soon: Event) -> None:

@@ -53,7 +53,6 @@ _BROKEN = (OSError, HTTPParseError, RuntimeError)
 """What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
 _PACKED = frozenset({"call_relay", "take_calls", "reply_to_call"})
 """Routes that carry bytes, as MessagePack."""
-_MOST_ASKED_S = 5.0
 _LIVELY = [
     (getattr(socket, name), value)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))

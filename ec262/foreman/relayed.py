@@ -31,6 +31,7 @@ PAUSE_S = 1.0
 PARTS_AT_ONCE = 4
 CALLS_AT_ONCE = 64
 LONGEST_CALL_S = 60.0
+_BUSY = frozenset({503, 429})
 _NOT_DELIVERED = frozenset({"absent", "unknown-worker", "relay-refused", "unauthorized", "banned"})
 
 
@@ -153,7 +154,7 @@ class Relayed:
                     continue
                 if reason.code == "unavailable":
                     raise RelayDown(f"the relay does not answer: {reason}") from None
-                if reason.status != 503 or time.monotonic() > until_s:
+                if reason.status not in _BUSY or time.monotonic() > until_s:
                     raise self._meaning(reason) from None
                 asked_s = reason.fields.get("retry_after_s")
                 gevent.sleep(asked_s if isinstance(asked_s, float) else PAUSE_S)
@@ -182,7 +183,7 @@ class Relayed:
         return unpack_answer(reply.reply)
 
     def _meaning(self, reason: ProblemError) -> NetworkError:
-        if reason.status == 503:
+        if reason.status in _BUSY:
             return reason
         return PeerUnreachable(
             f"the worker does not answer through the relay: {reason}",

@@ -281,7 +281,7 @@ class RelayPolls:
                 client.reply_to_call(standing.worker_id, call_id, reply)
                 return
             except ProblemError as reason:
-                if reason.status < 500:
+                if reason.status < 500 and reason.code != "rate-limited":
                     log.debug("a reply was not wanted any more: %s", shown(reason))
                     return
             except NetworkError as reason:

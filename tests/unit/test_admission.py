@@ -408,14 +408,14 @@ def test_attack_an_accomplice_commits_leases_to_a_banned_worker(discovery: Disco
     """A lease that was decided before the ban is not committed after it."""
     foreman, other = Buyer(discovery), Buyer(discovery, "203.0.113.1")
     worker = Worker(other)
-    sample = discovery.store.sample
+    sample = discovery.store.sample_for
 
     def ban_in_between(*arguments: object, **named: object) -> object:
         drawn = sample(*arguments, **named)  # type: ignore[arg-type]
         discovery.store.accounts.ban(other.account.account_id, "evidence", "lied")
         return drawn
 
-    discovery.store.sample = ban_in_between  # type: ignore[method-assign, assignment]
+    discovery.store.sample_for = ban_in_between  # type: ignore[method-assign, assignment]
     assert foreman.lease().tasks == []
     assert discovery.store.workers([worker.worker_id])[worker.worker_id].used == 0
     assert foreman.state.escrow == 0

@@ -146,11 +146,13 @@ def test_one_that_moved_is_found_where_it_is_now(worker: Server, relay: FakeRela
         assert peer.results(after=0) == RESULTS
 
 
-def test_a_relay_without_room_is_asked_again(relay: FakeRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_without_room_and_a_limit_of_requests_are_waited_for(
+    relay: FakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(relayed, "PAUSE_S", 0.01)
-    relay.failing = [ProblemError(503, "busy", "full") for _ in range(3)]
+    relay.failing = [ProblemError(503, "busy", "full"), ProblemError(429, "rate-limited", "often")]
     assert client(assigned(0, "must", ""), relay).results(after=0) == RESULTS
-    assert relay.calls == 4
+    assert relay.calls == 3
 
 
 def test_a_relay_that_is_down_is_not_the_workers_fault(relay: FakeRelay, monkeypatch: pytest.MonkeyPatch) -> None:

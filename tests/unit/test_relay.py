@@ -74,6 +74,12 @@ def waiting(discovery: Discovery, count: int) -> None:
     until(lambda: discovery.relay._waiting == count, what=f"{count} waiting")
 
 
+def offered(discovery: Discovery, relayed: Relayed, count: int) -> None:
+    """Waits until so many calls for the worker are noted."""
+    notes = f"{{ec}}:relay:{relayed.worker.worker_id}:open"
+    until(lambda: discovery.store._redis.hlen(notes) == count, what=f"{count} noted")
+
+
 # --- how it works ---------------------------------------------------------------------------------
 
 
@@ -154,7 +160,7 @@ def test_calls_in_an_answer_that_got_lost_are_wanted_again_and_come_at_once(
     relayed = Relayed(first)
     at_second = Caller(second, relayed.owner.account)
     calls = [threads.begin(relayed.call, b"%d" % number) for number in range(3)]
-    waiting(first, 3)
+    offered(first, relayed, 3)
     done, came, lost = (relayed.take(at=at_second).calls[0] for _ in calls)
     relayed.reply(done)
     started = time.monotonic()
@@ -326,13 +332,13 @@ def test_attack_more_calls_for_a_worker_than_may_wait(make_discovery: MakeDiscov
     discovery = make_discovery(relay_worker_calls=4)
     relayed = Relayed(discovery)
     calls = [threads.begin(relayed.call) for _ in range(2)]
-    waiting(discovery, 2)
+    offered(discovery, relayed, 2)
     refused_when_full(relayed)
     other = Relayed.__new__(Relayed)
     other.__dict__ |= relayed.__dict__ | {"foreman": Foreman(discovery)}
     other.assigned = other.foreman.lease().workers[0]
     calls += [threads.begin(other.call) for _ in range(2)]
-    waiting(discovery, 4)
+    offered(discovery, relayed, 4)
     refused_when_full(other)
     for _ in calls:
         (call,) = relayed.take().calls
@@ -344,7 +350,7 @@ def test_attack_more_bytes_for_a_worker_than_may_wait(make_discovery: MakeDiscov
     discovery = make_discovery(relay_worker_bytes=100_000)
     relayed = Relayed(discovery)
     called = threads.begin(relayed.call, b"x" * 60_000)
-    waiting(discovery, 1)
+    offered(discovery, relayed, 1)
     refused_when_full(relayed, b"x" * 60_000)
     (call,) = relayed.take().calls
     relayed.reply(call)
