@@ -169,7 +169,7 @@ class Api:
 
     def register_worker(self, account_id: str, body: m.RegisterWorker) -> m.Message:
         """POST /v1/workers"""
-        caller, unnamed = self._gate.caller(), self._unnamed()
+        caller, unnamed = self._gate.caller(), self._gate.unnamed()
         relay = self._registry.try_worker(caller, body, unnamed=unnamed)
         done = self._registry.register(account_id, caller, body, relay)
         if done.lost_leases:
@@ -298,11 +298,6 @@ class Api:
             return Response(m.encode(made, media), content_type=media)
 
         return answer
-
-    def _unnamed(self) -> bool:
-        """Whether somebody passed the request on whom this service does not believe."""
-        peer = request.remote_addr or "127.0.0.1"
-        return "X-Forwarded-For" in request.headers and not believed(peer, self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

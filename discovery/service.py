@@ -20,7 +20,7 @@ from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.os import make_nonblocking, nb_read
 
-from discovery.addresses import believed, plain
+from discovery.addresses import Believed, plain
 from discovery.app import create_discovery
 from discovery.logs import start_logging
 from discovery.processes import (
@@ -222,7 +222,7 @@ def _serve(flags: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
                 max_body_bytes=max(route.max_body_bytes for route in routes_of("discovery")),
                 max_connections=MOST_CONNECTIONS,
                 max_connections_address=settings.address_connections,
-                trusted=lambda address: believed(address, settings.proxies),
+                trusted=Believed(settings.proxies),
             ),
             access_log=log if flags.verbose else None,
             listener=listener,
@@ -294,13 +294,6 @@ def _interval(text: str) -> float:
     if not 0.05 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text[:40]!r}: has to be a number of seconds from 0.05 to 3600")
     return seconds
-
-
-def _address(text: str) -> str:
-    try:
-        return plain(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no IP address") from None
 
 
 def _network(text: str) -> str:

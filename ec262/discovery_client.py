@@ -359,7 +359,7 @@ class DiscoveryClient:
                 if status != 503 and refused.code != "rate-limited":
                     raise refused
                 problem, cause = refused, None
-                retry_s = asked_s if refused.code == "rate-limited" else min(asked_s, _MOST_ASKED_S)
+                retry_s = asked_s
                 pause_s = max(pause_s, retry_s)
             if time.monotonic() + pause_s > until:
                 raise problem from cause

@@ -15,8 +15,8 @@ import logging
 import re
 import socket as plain_socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Protocol
@@ -74,7 +74,7 @@ class Limits:
             request in progress is closed. Never more than the process may have descriptors.
         max_buffered_bytes: bodies in memory, of all requests together (503).
         max_connections_address: open at the same time from one address; a further one is closed at once. 0: any number.
-        trusted: whether an address is without that limit, because it speaks for many (a reverse proxy).
+        trusted: addresses without that limit, because they speak for many (reverse proxies).
         linger_s: how long the rest of a refused body is read and dropped, so that its sender comes to read why.
     """
 
@@ -90,7 +90,7 @@ class Limits:
     max_connections: int = 1000
     max_buffered_bytes: int = 512 * 1024 * 1024
     max_connections_address: int = 0
-    trusted: Callable[[str], bool] = field(default=lambda address: False)
+    trusted: Container[str] = frozenset()
     linger_s: float = 2.0
 
 

@@ -83,7 +83,7 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
 
     def _greedy(self, address: str, further: int) -> bool:
         most = self.limits.max_connections_address
-        return bool(most) and self.of_address[address] + further > most and not self.limits.trusted(address)
+        return bool(most) and self.of_address[address] + further > most and address not in self.limits.trusted
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
         """Instead of gevent's, which waits for ever for a client that opens a connection and does not greet, and

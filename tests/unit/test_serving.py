@@ -529,7 +529,7 @@ def test_an_address_has_only_so_many_connections(app: App) -> None:
 
 
 def test_a_trusted_proxy_has_as_many_connections_as_it_needs(app: App) -> None:
-    limits = Limits(max_connections_address=2, trusted=lambda address: address == "127.0.0.1")
+    limits = Limits(max_connections_address=2, trusted=frozenset({"127.0.0.1"}))
     with running(app, limits) as server:
         held = [connect(server) for _ in range(6)]
         for each in held:
