@@ -85,7 +85,7 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 # What decides, decides without I/O and without a clock.
 PURE = [
     *("discovery.addresses", "discovery.admission", "discovery.passes", "ec262.protocol.relaying"),
-    *("ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
+    *("ec262.protocol.pacing", "ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
