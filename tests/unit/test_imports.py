@@ -63,7 +63,7 @@ DISCOVERY_ORDER = [
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
     *("store.dump", "store.answers", "store.reading", "store.reputations", "store.accounts", "store.pulse"),
-    *("store.books", "store.channel"),
+    *("store.books", "store.calls", "store.channel"),
     *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
     *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
     *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
