@@ -65,7 +65,8 @@ DISCOVERY_ORDER = [
     *("store.dump", "store.answers", "store.reading", "store.reputations", "store.accounts", "store.pulse"),
     *("store.books", "store.calls", "store.channel"),
     *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
+    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "receipts_shown"),
+    *("settlement", "jobs", "relay"),
     *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
     *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
 ]
@@ -89,6 +90,7 @@ PURE = [
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
+    "discovery.receipts_shown",
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),
