@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection
 from flask import Blueprint, Response, g, request
 
 from discovery.addresses import believed, caller_of, origins
-from discovery.limits import Limiter, RateLimited, cost_of, held_s
+from discovery.limits import Limiter, RateLimited, held_s
 from discovery.metrics import Meter
 from ec262.errors import ProblemError
+from ec262.protocol.pacing import cost_of
 from ec262.protocol.routes import Route
 from ec262.responses import refuse_old
 

@@ -19,8 +19,6 @@ from ec262.errors import ProblemError
 
 BURST_S = 10
 """An idle caller may make the requests of so many seconds at once."""
-BODY_A_REQUEST = 64 * 1024
-"""A request counts as one, and as one more for each so many bytes of its body: large ones cost more to serve."""
 LEAST_WAIT_S = 1.0
 """What Redis refused is refused for so long at least: ``Retry-After`` has whole seconds."""
 HELD_S = 1.0
@@ -84,11 +82,6 @@ class Allowance:
                 for limit, left in zip(self.limits, self.left, strict=True)
             ),
         }
-
-
-def cost_of(body_bytes: int) -> int:
-    """What a request counts as."""
-    return 1 + body_bytes // BODY_A_REQUEST
 
 
 def held_s(waiting: int) -> float:

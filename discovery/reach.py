@@ -42,7 +42,7 @@ class Reach:
     """
 
     def __init__(self, store: Store, proxies: Collection[str]) -> None:
-        self._store = store
+        self._calls = store.calls
         self._proxies = proxies
         self._turns = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._warned = False
@@ -67,7 +67,7 @@ class Reach:
         """Whether the worker with that boot id answers there; ``call``: and has it come to the relay."""
         if scope_of(address) is Scope.NEVER or not 0 < port < 65_536:
             return False
-        if self._store.count_try(origins(address)[0]) > MOST_A_MINUTE:
+        if self._calls.count_try(origins(address)[0]) > MOST_A_MINUTE:
             return False
         if not self._turns.acquire(timeout=TRY_S):
             return False

@@ -23,7 +23,8 @@ from typing import Any
 
 from discovery.reach import Reach
 from discovery.settings import Settings
-from discovery.store.store import Offer, Store
+from discovery.store.calls import Offer
+from discovery.store.store import Store
 from ec262.errors import ProblemError
 from ec262.protocol import messages as m
 
@@ -83,7 +84,7 @@ class Relay:
     """
 
     def __init__(self, store: Store, reach: Reach, settings: Settings) -> None:
-        self._store = store
+        self._calls = store.calls
         self._channel = store.channel
         self._reach = reach
         self._settings = settings
@@ -136,7 +137,7 @@ class Relay:
                 with self._lock:
                     del self._held[call_id]
                     self._bytes -= len(held.reply or b"")
-                self._store.end_call(worker_id, call_id)
+                self._calls.end(worker_id, call_id)
             if held.reply is None and self._leaving:
                 raise ProblemError(503, "unavailable", "this process of the service ends: call again")
             if held.reply is None:
@@ -146,12 +147,12 @@ class Relay:
     def _offer(self, offer: Offer) -> None:
         settings = self._settings
         bounds = (settings.relay_worker_calls, settings.relay_worker_bytes, -(-settings.relay_worker_calls // 2))
-        outcome = self._store.offer_call(offer, bounds, settings.relay_absent_s)
+        outcome = self._calls.offer(offer, bounds, settings.relay_absent_s)
         if outcome[0] == "absent":
             _, address, port, boot_id = outcome
             if not self._reach.call(address, port, boot_id, "call"):
                 raise _absent("it is not to be reached by this service either")
-            outcome = self._store.offer_call(offer, bounds, SUMMONED_S)
+            outcome = self._calls.offer(offer, bounds, SUMMONED_S)
         match outcome[0]:
             case "ok":
                 return
@@ -170,7 +171,7 @@ class Relay:
             held.changed.clear()
             if held.reply is None and held.again_s() <= time.monotonic():
                 held.taken_s = 0.0
-                self._store.offer_call_again(offer.worker_id, offer.call_id)
+                self._calls.again(offer.worker_id, offer.call_id)
 
     # --- a worker ---
 
@@ -187,7 +188,7 @@ class Relay:
             try:
                 while True:
                     left_s = max(0.0, deadline - time.monotonic())
-                    outcome, call_id, waiting = self._store.take_call(
+                    outcome, call_id, waiting = self._calls.take(
                         *(worker_id, account_id, wanted.boot_id, self._channel.process, left_s, anew)
                     )
                     anew = False

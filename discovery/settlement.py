@@ -9,6 +9,16 @@ from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
 from discovery.leasing import Leasing, Market
+from discovery.receipts_shown import (
+    MOST_RECEIPTS,
+    NOT_OF_JOB,
+    Refusals,
+    Shown,
+    late_replicas,
+    open_shown,
+    refusals_of,
+    refused_receipts,
+)
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
 from discovery.store.answers import Conflict, Told
@@ -16,35 +26,12 @@ from discovery.store.reputations import Job
 from discovery.store.store import Store
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
-from ec262.errors import Malformed, ProblemError, SealBroken
+from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
 from ec262.protocol.keys import TaskKeys
-from ec262.protocol.receipts import Kind, Receipt, open_receipts
 from ec262.protocol.states import ReplicaState, TaskState
 
 SWEEP_BATCH = BATCH
-MOST_RECEIPTS = 20_000
-"""Of one settlement; a foreman's has a few hundred."""
-NOT_OPEN = "it does not open, or is of another form: its worker made it wrongly, or it was changed on its way"
-NO_RECEIPT = "their results came without a receipt, as their foreman says: nobody can be paid for them"
-NOT_OF_JOB = "they are of no task of this job, or of one that is forgotten"
-
-Refusals = dict[tuple[int, str], list[str]]
-"""Leases whose receipts do not count, by the position of their bundle and why."""
-
-
-class _Shown:
-    """A receipt somebody showed: whose, of which epoch, for which replica of which task, and what arrived with it."""
-
-    __slots__ = ("arrived", "bundle", "epoch", "number", "receipt", "task_id", "worker_id")
-
-    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt, arrived: bytes | None) -> None:
-        self.arrived = arrived
-        self.bundle = bundle
-        self.worker_id = worker_id
-        self.epoch = epoch
-        self.receipt = receipt
-        self.task_id, self.number = split_lease(receipt.lease_id)
 
 
 class Settlement:
@@ -63,7 +50,7 @@ class Settlement:
         Raises:
             ProblemError: ``conflict`` after many attempts.
         """
-        shown, refused = self._open(asked.receipts)
+        shown, refused = open_shown(asked.receipts, self._registry.worker_key)
         unreadable = [
             (asked.receipts[position].worker_id, *split_lease(lease_id))
             for (position, _), leases in refused.items()
@@ -113,20 +100,20 @@ class Settlement:
                 self._trust.review()
             if told is None or hushed or changes.accuses:  # what was told may have changed by that
                 told = self._store.tell(job)
-            late, refusals = _late(shown, records, decide), _refusals(shown, records)
-            return self._answer(job, decide, records, added, _refused(bad), refusals, late, view, told)
+            late, refusals = late_replicas(shown, records, decide), refusals_of(shown, records)
+            return self._answer(job, decide, records, added, refused_receipts(bad), refusals, late, view, told)
         raise ProblemError(409, "conflict", "these tasks are being settled by another request: try again")
 
     def show(self, worker_id: str, tokens: Sequence[bytes]) -> None:
         """Records receipts that a worker shows because its foreman did not: accepted tasks judge them at once."""
         sealed = [m.SealedReceipts(worker_id=worker_id, token=token) for token in tokens]
         # What is beyond that stays open, and is shown again with the next heartbeat.
-        shown = self._open(sealed, by_worker=True)[0][:MOST_RECEIPTS]
+        shown = open_shown(sealed, self._registry.worker_key, by_worker=True)[0][:MOST_RECEIPTS]
         for start in range(0, len(shown), SWEEP_BATCH):
             batch = shown[start : start + SWEEP_BATCH]
 
             def record(
-                records: dict[str, TaskRecord], now_ms: int, changes: Changes, batch: list[_Shown] = batch
+                records: dict[str, TaskRecord], now_ms: int, changes: Changes, batch: list[Shown] = batch
             ) -> None:
                 views = self._trust.views(records.values())
                 for item in batch:
@@ -187,39 +174,10 @@ class Settlement:
         if done is not None and done.accuses:
             self._trust.review()
 
-    def _open(self, sealed: Sequence[m.SealedReceipts], *, by_worker: bool = False) -> tuple[list[_Shown], Refusals]:
-        """The receipts in bundles that hold, and the results that came without one.
-
-        Args:
-            by_worker: shown by the worker itself, so that nobody says what arrived.
-        """
-        shown: list[_Shown] = []
-        refused: Refusals = {}
-        for position, item in enumerate(sealed):
-            if len(shown) > MOST_RECEIPTS:
-                break
-            try:
-                bundle = open_receipts(self._registry.worker_key(item.worker_id), item.token, worker_id=item.worker_id)
-                worker_id, epoch, arrived = bundle.worker_id, bundle.epoch, item.arrived
-                shown += [
-                    _Shown(
-                        position, worker_id, epoch, receipt, None if by_worker else arrived.get(receipt.lease_id, b"")
-                    )
-                    for receipt in bundle.receipts
-                ]
-            except (SealBroken, ValueError):
-                refused[position, NOT_OPEN] = list(item.arrived)
-                continue
-            named = {receipt.lease_id for receipt in bundle.receipts}
-            missing = [lease_id for lease_id in item.arrived if lease_id not in named]
-            if missing:
-                refused[position, NO_RECEIPT] = missing
-        return shown, refused
-
     def _take_in(
         self,
         records: dict[str, TaskRecord],
-        shown: Sequence[_Shown],
+        shown: Sequence[Shown],
         bad: Refusals,
         now_ms: int,
         view: View,
@@ -236,7 +194,7 @@ class Settlement:
                 undelivered.append((item.task_id, item.number))
         return undelivered
 
-    def _record(self, record: TaskRecord, item: _Shown, now_ms: int, view: View, changes: Changes) -> str:
+    def _record(self, record: TaskRecord, item: Shown, now_ms: int, view: View, changes: Changes) -> str:
         number, epoch, receipt = item.number, item.epoch, item.receipt
         return rules.record_receipt(
             record, number, item.worker_id, epoch, receipt, now_ms, self._terms, view, changes, item.arrived
@@ -382,42 +340,6 @@ class Settlement:
 def _kind(record: TaskRecord) -> tuple[object, ...]:
     """What tasks share that the same workers can have."""
     return (record.worker_class, record.offer, *record.capabilities)
-
-
-def _refused(bad: Refusals) -> list[m.RefusedReceipts]:
-    return [
-        m.RefusedReceipts(position=position, leases=leases, reason=why)
-        for (position, why), leases in sorted(bad.items())
-    ]
-
-
-def _late(shown: Sequence[_Shown], records: dict[str, TaskRecord], decided: Sequence[str]) -> list[m.LateReplica]:
-    """What became of replicas whose receipts were shown beside the tasks that were decided."""
-    asked = set(decided)
-    late = []
-    for item in shown:
-        record = records.get(item.task_id)
-        if record is None or item.task_id in asked or not 0 <= item.number < len(record.replicas):
-            continue
-        replica = record.replicas[item.number]
-        if replica.worker_id == item.worker_id and replica.state in (ReplicaState.PAID, ReplicaState.DISSENTED):
-            paid = replica.state is ReplicaState.PAID
-            late.append(m.LateReplica(lease_id=item.receipt.lease_id, worker_id=item.worker_id, paid=paid))
-    return late
-
-
-def _refusals(shown: Sequence[_Shown], records: dict[str, TaskRecord]) -> list[m.Refusal]:
-    """Why workers refused replicas, for the foreman: it cannot open their receipts."""
-    refusals = []
-    for item in shown:
-        record = records.get(item.task_id)
-        if item.receipt.kind is not Kind.REFUSED or record is None or not 0 <= item.number < len(record.replicas):
-            continue
-        replica = record.replicas[item.number]
-        if replica.worker_id == item.worker_id and replica.state is ReplicaState.REFUSED:
-            reason = item.receipt.reason[: m.MAX_REASON]
-            refusals.append(m.Refusal(lease_id=item.receipt.lease_id, worker_id=item.worker_id, reason=reason))
-    return refusals[: m.MAX_TASKS_A_REQUEST]
 
 
 def _accepted(record: TaskRecord, keyed: TaskKeys) -> m.TaskVerdict:

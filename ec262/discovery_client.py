@@ -42,6 +42,7 @@ from ec262.errors import (
     Unauthorized,
 )
 from ec262.protocol import messages as m
+from ec262.protocol.pacing import Pace, cost_of
 from ec262.protocol.problems import CONTENT_TYPE
 from ec262.protocol.routes import route
 from ec262.protocol.scopes import refusal
@@ -52,7 +53,8 @@ _PIECE_BYTES = 256 * 1024
 _BROKEN = (OSError, HTTPParseError, RuntimeError)
 """What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
 _PACKED = frozenset({"call_relay", "take_calls", "reply_to_call"})
-"""Routes that carry bytes, as MessagePack."""
+"""Routes of the relay: they carry bytes, as MessagePack, and wait as long as limits of requests make them."""
+_LONGEST_LIMIT_S = 60.0
 _LIVELY = [
     (getattr(socket, name), value)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
@@ -110,6 +112,7 @@ class DiscoveryClient:
         self._idle: list[HTTPClient] = []
         self._from: tuple[Any, ...] = ()
         self._closed = False
+        self._pace = Pace()
         self.account_id = ""
         self._authorization: dict[str, str] = {}
         if account_id:
@@ -286,15 +289,19 @@ class DiscoveryClient:
         return self._call("transfer", m.Transferred, body)
 
     def call_relay(self, worker_id: str, body: m.CallRelay) -> m.RelayReply:
-        """Calls a worker through the relay: once, for whether repeating is harmless only the caller knows."""
+        """Calls a worker through the relay: once, for whether repeating is harmless only the caller knows.
+
+        What a limit of requests refused was not carried: it goes out again when there is room, as slowly as that makes
+        it. Nobody is to blame for that, least of all the worker.
+        """
         return self._call("call_relay", m.RelayReply, body, worker_id=worker_id)
 
     def take_calls(self, worker_id: str, body: m.TakeCalls) -> m.CallsTaken:
-        """Waits for calls through the relay. Not repeated: see `call_relay`."""
+        """Waits for calls through the relay. Limits are obeyed as by `call_relay`."""
         return self._call("take_calls", m.CallsTaken, body, worker_id=worker_id)
 
     def reply_to_call(self, worker_id: str, call_id: str, body: m.RelayReply) -> None:
-        """Replies to a call. Repeating is harmless."""
+        """Replies to a call. Repeating is harmless. Limits are obeyed as by `call_relay`."""
         self._answer("reply_to_call", {"worker_id": worker_id, "call_id": call_id}, body)
 
     # --- how ---
@@ -317,7 +324,8 @@ class DiscoveryClient:
             Unauthorized: account or secret are wrong (401).
             InsufficientCredits: 402.
             ProblemError: the service said no otherwise. ``busy``, ``unavailable`` and ``rate-limited`` only after
-                repeated calls, which wait at least as long as the service says (``Retry-After``).
+                repeated calls, which wait at least as long as the service says (``Retry-After``); ``rate-limited``
+                never of the relay's routes.
             DiscoveryUnreachable: no answer, also not to repeated calls.
             NetworkError: an answer that is none, or too large.
         """
@@ -334,8 +342,11 @@ class DiscoveryClient:
             headers["Content-Type"] = headers["Accept"] = media
         until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
         pause_s = 0.05
+        paced, cost = name in _PACKED, cost_of(len(content))
         while True:
             retry_s = 0.0
+            if paced:
+                self._await_turn(cost)
             try:
                 status, kind, answer, asked_s = self._exchange(called.method, target, content, headers)
             except ssl.SSLCertVerificationError as reason:
@@ -354,8 +365,12 @@ class DiscoveryClient:
                 cause: BaseException | None = reason
             else:
                 if 200 <= status < 300:
+                    self._pace.answered(cost)
                     return answer
                 refused = _problem_of(status, kind, answer, asked_s)
+                if paced and refused.code == "rate-limited":
+                    self._pace.refused(min(max(asked_s, 1.0), _LONGEST_LIMIT_S), time.monotonic())
+                    continue
                 if status != 503 and refused.code != "rate-limited":
                     raise refused
                 problem, cause = refused, None
@@ -365,6 +380,12 @@ class DiscoveryClient:
                 raise problem from cause
             gevent.sleep(max(retry_s * random.uniform(1.0, 1.2), pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(pause_s * 2, 2.0)
+
+    def _await_turn(self, cost: int) -> None:
+        slowed = -1
+        while slowed != self._pace.slowed:
+            slowed = self._pace.slowed
+            gevent.sleep(self._pace.turn(cost, time.monotonic()))
 
     def _exchange(
         self, method: str, target: str, content: bytes, headers: dict[str, str]

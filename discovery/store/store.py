@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, po
 from discovery.store.accounts import Accounts
 from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample, Told
 from discovery.store.books import Books
+from discovery.store.calls import Calls
 from discovery.store.channel import Channel
 from discovery.store.connection import connect, reconnect, together
 from discovery.store.pulse import Pulse
@@ -64,23 +64,6 @@ class Most:
     neighbourhood: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A call of a foreman that is to be taken by a worker: who holds it, how large it is, how long it waits.
-
-    Attributes:
-        pass_until_ms: until when its account may call the worker.
-    """
-
-    worker_id: str
-    call_id: str
-    process: str
-    account_id: str
-    size: int
-    wait_s: float
-    pass_until_ms: int
-
-
 class Store:
     """The one door to Redis; safe to use from many threads or greenlets.
 
@@ -91,6 +74,7 @@ class Store:
         accounts: the accounts' side of it.
         reputations: what it knows of workers and of jobs that are not closed.
         pulse: numbers for people to see.
+        calls: the relay's notes.
         channel: how the processes of one service talk to each other.
     """
 
@@ -104,6 +88,7 @@ class Store:
         self.reputations = Reputations(self._redis, self._scripts)
         self.rates = Rates(self._redis, self._scripts)
         self.pulse = Pulse(self._redis)
+        self.calls = Calls(self._redis, self._scripts)
         self.channel = Channel(self._redis)
 
     def ping(self) -> None:
@@ -221,59 +206,6 @@ class Store:
     def workers_alive(self) -> int:
         """How many workers are registered, of all classes."""
         return int(self._redis.zcard(f"{_PREFIX}alive"))
-
-    # --- the relay ---
-
-    def count_try(self, origin: str) -> int:
-        """Counts an attempt to connect to a worker there; returns how many there were in this minute."""
-        key = f"{_PREFIX}tries:{origin}:{int(time.time() // 60)}"
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.incr(key)
-        pipeline.expire(key, 120)
-        return int(pipeline.execute()[0])
-
-    def offer_call(self, offer: Offer, bounds: tuple[int, int, int], absent_s: float) -> tuple[str, str, int, str]:
-        """Notes a call for a worker, and wakes whoever holds a poll of it.
-
-        Args:
-            bounds: most calls of the worker, bytes of them, and calls of one account.
-            absent_s: a worker that was not heard of for so long is not there.
-
-        Returns:
-            ``ok``; or why not (relay.lua): ``full``, ``late``, ``unknown``, ``gone``; or ``absent`` and where it is to
-            be called: address, port, boot id.
-        """
-        answer = self._run(
-            *("relay", "offer", offer.worker_id, offer.call_id, offer.process, offer.account_id, offer.size),
-            *(int(offer.wait_s * 1000), offer.pass_until_ms, *bounds, int(absent_s * 1000)),
-        )
-        what = answer[0].decode()
-        if what != "absent":
-            return what, "", 0, ""
-        return what, answer[1].decode(), int(answer[2]), answer[3].decode()
-
-    def offer_call_again(self, worker_id: str, call_id: str) -> None:
-        """A call that was taken did not arrive: it is the next to be taken."""
-        self._run("relay", "again", worker_id, call_id)
-
-    def take_call(
-        self, worker_id: str, account_id: str, boot_id: str, process: str, wait_s: float, anew: bool
-    ) -> tuple[str, str, int]:
-        """``call``, the id of the next call for the worker, and how many more there are; ``none``: and this process is
-        woken when one comes; ``unknown``: this is not the worker as it is registered.
-
-        Args:
-            anew: calls that were taken and have no reply may be taken again.
-        """
-        wait_ms = int(wait_s * 1000)
-        answer = self._run("relay", "take", worker_id, account_id, boot_id, process, wait_ms, "1" if anew else "")
-        if answer[0] != b"call":
-            return answer[0].decode(), "", 0
-        return "call", answer[1].decode(), int(answer[2])
-
-    def end_call(self, worker_id: str, call_id: str) -> None:
-        """Nobody waits for the call's reply any more."""
-        self._run("relay", "end", worker_id, call_id)
 
     # --- tasks ---
 

@@ -38,6 +38,30 @@ def test_large_inputs_and_results_go_through_in_parts(make_network: MakeNetwork)
     assert credits["minted"] == credits["accounts"], "and everybody is paid"
 
 
+def test_limits_of_requests_make_a_job_through_the_relay_slower_and_no_more(make_network: MakeNetwork) -> None:
+    """Where megabytes are more than an account may send. No worker is blamed: one that is lost would fail the job."""
+    network = make_network(
+        *("--network", "private", "--metrics", "127.0.0.1", "--account-requests", "20", "--address-requests", "60")
+    )
+    for _ in range(2):
+        network.worker("--relay", "always")
+    job = ec262.submit(
+        {number: chr(97 + number) * (2 * MEGABYTE) for number in range(9)},
+        mapper=lambda number, text: [(number, len(text))],
+        reducer=lambda _, sizes: sum(sizes),
+        discovery=network.url,
+        items_per_task=1,
+        max_retries=0,
+        rehearse=False,
+    )
+    assert job.result(60) == dict.fromkeys(range(9), 2 * MEGABYTE)
+    report = job.report()
+    with DiscoveryClient(network.url) as client:
+        refused = [line for line in client.metrics().splitlines() if line.startswith("ec262_rate_limited_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in refused) > 0, "the limits were felt"
+    assert report.credits_spent == report.map_tasks + report.reduce_tasks
+
+
 def test_a_worker_at_the_relay_leaves_at_once_when_it_has_nothing(make_network: MakeNetwork) -> None:
     network = make_network()
     worker = network.worker("--relay", "always")

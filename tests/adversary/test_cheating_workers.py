@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from discovery.receipts_shown import MOST_RECEIPTS
 from discovery.records import TaskRecord
-from discovery.settlement import MOST_RECEIPTS
 from ec262.foreman.payloads import printable
 from ec262.protocol import messages as m
 from ec262.protocol.canonical import encode_value

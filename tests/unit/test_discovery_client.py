@@ -277,6 +277,36 @@ def test_a_wait_beyond_its_patience_or_that_is_none_does_not_hold_it(retry: str)
         assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.parametrize("route", ["call_relay", "take_calls", "reply_to_call"])
+def test_the_relay_waits_for_its_turn_and_says_nothing_of_it(route: str) -> None:
+    """Limits of requests slow a job down: that its foreman, or a worker, goes too fast is not the other one's fault."""
+    body = m.RelayReply(reply=b"x" * 100_000)
+
+    good_answer = {
+        "call_relay": m.RelayReply(reply=b"yes"),
+        "take_calls": m.CallsTaken(calls=[]),
+        "reply_to_call": m.RelayReply(reply=b""),
+    }[route]
+    content = m.encode(good_answer, m.PACKED)
+    service = Service()
+    service.answers = [problem("rate-limited")] * 2 + [(200, m.PACKED, content)]
+    with (
+        Server(service) as server,
+        DiscoveryClient(server.url, "acc", "s3cret") as base,
+        base.sibling(concurrency=4, answer_timeout_s=5.0) as client,
+    ):
+        started = time.monotonic()
+        if route == "call_relay":
+            call = m.CallRelay(relay_pass=b"", wait_s=1.0, call=b"x")
+            assert client.call_relay("ab" * 16, call) == good_answer
+        elif route == "take_calls":
+            assert client.take_calls("ab" * 16, m.TakeCalls(boot_id="cd" * 16)) == good_answer
+        else:
+            client.reply_to_call("ab" * 16, "ef" * 16, body)
+        assert time.monotonic() - started >= 2.0, "a second each, though nobody said how long"
+    assert len(service.asked) == 3
+
+
 def test_having_too_many_is_no_reason_to_ask_again() -> None:
     service = Refusing(problem("too-many"), "1")
     with Server(service) as server, pytest.raises(ProblemError, match="too-many"):

@@ -63,9 +63,10 @@ DISCOVERY_ORDER = [
     *("archive.rows", "archive.files", "archive.writer", "store.watchdog", "store.binary", "store.descriptors"),
     *("store.directory", "store.configuration", "store.server", "store.keeper", "store.connection", "store.rates"),
     *("store.dump", "store.answers", "store.reading", "store.reputations", "store.accounts", "store.pulse"),
-    *("store.books", "store.channel"),
+    *("store.books", "store.calls", "store.channel"),
     *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "settlement", "jobs", "relay"),
+    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "receipts_shown"),
+    *("settlement", "jobs", "relay"),
     *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
     *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
 ]
@@ -85,10 +86,11 @@ ENTRIES = {"ec262.worker.__main__": {"ec262.cli.worker"}}
 # What decides, decides without I/O and without a clock.
 PURE = [
     *("discovery.addresses", "discovery.admission", "discovery.passes", "ec262.protocol.relaying"),
-    *("ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
+    *("ec262.protocol.pacing", "ec262.protocol.scopes", "discovery.credibility", "discovery.archive.entry"),
     *("discovery.archive.segment", "discovery.archive.sums", "discovery.archive.rows"),
     *("discovery.verdict", "discovery.matching", "discovery.tasks", "discovery.records", "ec262.foreman.schedule"),
     *("discovery.changes", "discovery.payments", "discovery.beliefs", "discovery.reclaiming"),
+    "discovery.receipts_shown",
     *("ec262.foreman.attempts", "ec262.foreman.inflight", "ec262.foreman.purse", "ec262.foreman.accepted"),
     "ec262.foreman.dissent",
     *("ec262.mapreduce.program", "ec262.mapreduce.partition", "ec262.mapreduce.split", "ec262.protocol.canonical"),

@@ -10,18 +10,17 @@ import pytest
 
 from discovery.app import Discovery, create_discovery
 from discovery.limits import (
-    BODY_A_REQUEST,
     BURST_S,
     HELD_S,
     LONGEST_HELD_S,
     REFUSALS_A_SECOND,
     Limiter,
     RateLimited,
-    cost_of,
     held_s,
 )
 from discovery.settings import Settings, settings_for
 from ec262.protocol import messages as m
+from ec262.protocol.pacing import BODY_A_REQUEST, cost_of
 from tests.conftest import MakeDiscovery
 from tests.parties import Caller, Problem
 

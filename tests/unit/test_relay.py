@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from discovery.app import Discovery
-from discovery.store.store import Offer
+from discovery.store.calls import Offer
 from ec262.protocol import messages as m
 from tests.conftest import MakeDiscovery
 from tests.parties import Caller, Foreman, Problem, Worker
@@ -401,7 +401,7 @@ def test_a_process_that_dies_takes_its_calls_along(make_discovery: MakeDiscovery
     relayed = Relayed(first)
     call_id = first.store.channel.process[::-1] + "0" * 16
     lost = Offer(relayed.worker.worker_id, call_id, call_id[:16], relayed.foreman.account.account_id, 1, 30.0, 1 << 60)
-    assert first.store.offer_call(lost, (9, 9999, 9), 60.0)[0] == "ok"
+    assert first.store.calls.offer(lost, (9, 9999, 9), 60.0)[0] == "ok"
     at_second = Caller(second, relayed.owner.account)
     called = threads.begin(relayed.call)
     waiting(first, 1)
