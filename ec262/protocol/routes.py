@@ -124,7 +124,7 @@ ROUTES: tuple[Route, ...] = (
     Route("take_calls", "discovery", "POST", "/v1/workers/<worker_id>/calls", "account", m.TakeCalls, m.CallsTaken,
           "Wait for calls of foremen", ("unauthorized", "unknown-worker", *_BODY)),
     Route("reply_to_call", "discovery", "POST", "/v1/workers/<worker_id>/calls/<call_id>", "account", m.RelayReply,
-          None, "Reply to a call", ("unauthorized", "too-late", *_BODY), 2 * MEGABYTE),
+          None, "Reply to a call", ("unauthorized", "not-found", "too-late", *_BODY), 2 * MEGABYTE),
     Route("worker_state", "worker", "GET", "/", "none", None, m.WorkerState, "What this worker is and does"),
     Route("openapi", "worker", "GET", "/openapi.json", "none", None, None, "This table as an OpenAPI document"),
     Route("push_tasks", "worker", "POST", "/v1/tasks", "ticket", m.PushTasks, m.Pushed,
@@ -133,7 +133,7 @@ ROUTES: tuple[Route, ...] = (
           "Wait for results past a cursor; what is before it is forgotten", ("unauthorized", "unknown-job"),
           query=("after", "wait_s")),
     Route("prove", "worker", "GET", "/v1/challenge/<nonce>/<why>/<mac>", "challenge", None, m.Proof,
-          "Discovery tries the address, or calls the worker to the relay"),
+          "Discovery tries the address, or calls the worker to the relay", ("not-found",)),
     Route("cancel_job", "worker", "DELETE", "/v1/jobs/<job_id>", "poll", None, m.Cancelled,
           "Give back what has not been started", ("unauthorized", "unknown-job")),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -37,8 +38,12 @@ def service(directory: Path, *flags: str, network: str = "private") -> Process:
 
 def web_processes(discovery: Process) -> list[psutil.Process]:
     """Those that answer, or finish."""
-    children = psutil.Process(discovery.pid).children()
-    return [child for child in children if "--parent-pipe" in child.cmdline()[5:] and "discovery" in child.cmdline()]
+    found = []
+    for child in psutil.Process(discovery.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # so are those called that ended a moment ago
+            if "--parent-pipe" in child.cmdline()[5:] and "discovery" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def metric(text: str, name: str) -> dict[str, float]:

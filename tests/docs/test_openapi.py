@@ -16,7 +16,7 @@ from ec262.protocol.routes import EVERYWHERE, ROUTES, Party, Route, routes_of
 PARTIES: list[Party] = ["discovery", "worker"]
 
 # Answers to requests that no route takes: they belong to none.
-OF_NO_ROUTE = {"not-found", "method-not-allowed", "length-required"}
+OF_NO_ROUTE = {"method-not-allowed", "length-required"}
 
 
 def operation(route: Route) -> dict[str, Any]:

@@ -280,14 +280,16 @@ def test_attack_reply_in_anothers_name(discovery: Discovery, relayed: Relayed, t
     (call,) = relayed.take().calls
     thief = Caller(discovery)
     other = Worker(thief, relay="always", port=0)
-    for path in (
-        f"/v1/workers/{other.worker_id}/calls/{call.call_id}",
-        f"{relayed.path}/{call.call_id[:16]}{'0' * 16}",
-        f"{relayed.path}/x",
+    for path, code in (
+        (f"/v1/workers/{other.worker_id}/calls/{call.call_id}", "too-late"),
+        (f"{relayed.path}/{call.call_id[:16]}{'0' * 16}", "too-late"),
+        (f"/v1/workers/x/calls/{call.call_id}", "not-found"),
+        (f"{relayed.path}/x", "not-found"),
+        (f"{relayed.path}/*%0a", "not-found"),
     ):
-        with pytest.raises(Problem) as late:
+        with pytest.raises(Problem) as refused:
             thief.tell(path, m.RelayReply(reply=b"forged"))
-        assert late.value.code == "too-late"
+        assert refused.value.code == code
     relayed.reply(call)
     assert called.result(10) == REPLY
 
