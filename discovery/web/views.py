@@ -28,6 +28,7 @@ from discovery.store.store import Store
 from discovery.web import figures
 from discovery.web.sessions import COOKIE, LASTS_S, Session, Sessions
 from ec262 import __version__
+from ec262.config import is_loopback
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
 
@@ -90,7 +91,13 @@ class Web:
 
     def join(self) -> Response:
         """GET /join"""
-        return self._page("join.html", here=f"{self._scheme()}://{request.host}", settings=self._settings)
+        secure = self._gate.secure()
+        here = f"{'https' if secure else 'http'}://{request.host}"
+        try:
+            plain = not (secure or is_loopback(here))
+        except ValueError:  # no address at all: it is what the caller sent
+            plain = True
+        return self._page("join.html", here=here, plain=plain, settings=self._settings)
 
     def static(self, filename: str) -> Response:
         """GET /static/<file>: style, script, icon."""
@@ -102,13 +109,15 @@ class Web:
         """GET /sign-in"""
         if g.session is not None:
             return self._to("pages.account")
-        return self._page("sign_in.html", wrong=False)
+        return self._page("sign_in.html")
 
     def sign_in(self) -> Response:
         """POST /sign-in"""
         key = request.form.get("key", "")[:MOST_KEY].strip()
         account_id, _, secret = key.partition(":")
-        if not (self._own_form() and _ID.fullmatch(account_id) and self._registry.authentic(account_id, secret)[0]):
+        if not self._own_form():
+            return self._page("sign_in.html", 403, foreign=True)
+        if not (_ID.fullmatch(account_id) and self._registry.authentic(account_id, secret)[0]):
             return self._page("sign_in.html", 403, wrong=True)
         stored, _ = self._store.accounts.secret(account_id)
         response = self._to("pages.account")
@@ -222,7 +231,7 @@ class Web:
             if request.method == "POST" and not (
                 self._own_form() and request.form.get("form_token") == session.form_token
             ):
-                return self._page("sign_in.html", 403, wrong=False, foreign=True)
+                return self._page("sign_in.html", 403, foreign=True)
             return view(session, **path)
 
         return self._answering(answer)
@@ -269,9 +278,6 @@ class Web:
 
     def _trouble(self, status: int, detail: str) -> Response:
         return self._page("problem.html", status, detail=detail)
-
-    def _scheme(self) -> str:
-        return "https" if self._gate.secure() else "http"
 
     def _to(self, endpoint: str) -> Response:
         return Response(status=303, headers={"Location": url_for(endpoint)})
