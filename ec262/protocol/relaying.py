@@ -34,8 +34,8 @@ class RelayedRequest(Message, frozen=True, kw_only=True):
     """A part of a request of a foreman to a worker.
 
     ``keep``: a part that is not the last; ``serve``: the last, have the request served; ``more``: the next part of an
-    answer, `part` says which; ``over``: the foreman has all of it. Parts are counted from 0. `agent`: its ``User-Agent``,
-    so that one that is too old is told so here as well.
+    answer, `part` says which; ``over``: the foreman has all of it. Parts are counted from 0. `agent`: the foreman's
+    ``User-Agent``, so that one that is too old is told so here as well.
     """
 
     transfer: Id

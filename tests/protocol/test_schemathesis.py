@@ -53,7 +53,7 @@ def schema(party: Party) -> Any:
 
 
 def signed_in() -> Any:
-    """Discovery's document for who asks with an account in any case: what is made of it is not without one by intent."""
+    """Discovery's document for who has an account in any case: without one it is asked elsewhere."""
     document = openapi_document("discovery", "1")
     for operations in document["paths"].values():
         for operation in operations.values():
