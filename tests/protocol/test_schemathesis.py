@@ -118,6 +118,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, F
 def ask(case: Any, service: str, authorization: dict[str, str] | None = None) -> None:
     if authorization and case.operation.path == "/v1/account/secret":  # another key than the one all tests have
         authorization = basic(member(service))
+    wait_s = case.body.get("wait_s") if isinstance(case.body, dict) else None
+    if isinstance(wait_s, float | int) and 0.1 < wait_s <= 60:
+        case.body["wait_s"] = 0.1  # as good as another, and over sooner
     case.call_and_validate(base_url=service, headers=authorization, checks=CHECKS, timeout=30)
 
 
