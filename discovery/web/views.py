@@ -31,6 +31,8 @@ from ec262 import __version__
 from ec262.config import is_loopback
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
+from ec262.protocol.problems import CONTENT_TYPE
+from ec262.protocol.routes import API_VERSION
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -42,6 +44,7 @@ MOST_KEY = 256
 MOST_FORM_BYTES = 16 * 1024
 KEPT_S = 24 * 3600
 """How long browsers keep style and script; another version has them under another address."""
+_LOST = {404: "There is no page at this address.", 405: "Nothing is to be seen at this address."}
 _ID = re.compile(r"[0-9a-f]{16,64}")
 _STATIC = Path(__file__).parent / "static"
 
@@ -212,7 +215,7 @@ class Web:
         return pages
 
     def greet(self, app: Flask) -> None:
-        """Has a browser that asks for ``/`` see the network; programs get JSON, as ever."""
+        """Has a browser see pages where programs get JSON: the network at ``/``, and nothing elsewhere."""
 
         network = self._answering(self.network)
 
@@ -221,6 +224,19 @@ class Web:
             if request.path != "/" or request.method != "GET" or not _wants_page():
                 return None
             return _guard(network())
+
+        @app.after_request
+        def lost(response: Response) -> Response:
+            if request.path == "/":
+                response.headers["Vary"] = "Accept, Cookie"
+            if response.status_code not in _LOST or response.mimetype != CONTENT_TYPE or not _wants_page():
+                return response
+            if request.path.startswith(f"/{API_VERSION}/"):
+                return response
+            g.session = g.get("session")
+            page = _guard(self._trouble(response.status_code, _LOST[response.status_code]))
+            page.headers.extend((name, value) for name, value in response.headers if name == "Allow")
+            return page
 
     def _signed_in(self, view: View) -> View:
         @wraps(view)

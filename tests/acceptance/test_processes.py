@@ -201,7 +201,7 @@ def test_a_renewal_takes_the_new_certificate_and_keeps_the_old_one_where_that_is
         assert at.port
 
         def shown() -> str:
-            return ssl.get_server_certificate(("127.0.0.1", at.port))  # type: ignore[arg-type]
+            return ssl.get_server_certificate(("127.0.0.1", at.port))
 
         assert shown() == files[0].read_text()
         issue()

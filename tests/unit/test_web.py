@@ -83,6 +83,22 @@ def test_a_browser_at_the_root_sees_the_network_and_a_program_json(discovery: Di
     assert page.headers["Vary"] == "Accept, Cookie"
 
 
+def test_a_browser_that_is_lost_sees_a_page_and_a_program_json(browser: Browser) -> None:
+    """JSON is no answer to somebody who mistyped an address; a program goes by it."""
+    for path, status in (("/nosuch", 404), ("/account/", 404), ("/static/nosuch", 404), ("/sign-out", 405)):
+        page = browser.get(path)
+        assert (page.status_code, page.mimetype) == (status, "text/html")
+        assert "Network</a>" in page.text
+        assert page.headers["Content-Security-Policy"]
+        problem = browser.client.get(path)
+        assert (problem.status_code, problem.mimetype) == (status, "application/problem+json")
+    assert browser.get("/v1/nosuch").mimetype == "application/problem+json"
+    assert browser.get("/<script>alert(1)</script>").text.count("<script") == 1, "our own"
+    assert browser.get("/sign-out").headers["Allow"]
+    for accept in ("text/html", "application/json"):  # caches keep them apart
+        assert "Accept" in browser.client.get("/", headers={"Accept": accept}).headers["Vary"]
+
+
 def test_the_network_is_counted_as_tasks_are_leased_and_paid(discovery: Discovery, browser: Browser) -> None:
     foreman = Foreman(discovery)
     workers = [Worker(Caller(discovery)) for _ in range(2)]
