@@ -43,6 +43,7 @@ log = logging.getLogger("ec262.discovery")
 _PASSING = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN)\b")
 """What a store says that refuses commands for now: out of memory, out of disk, a replica that is not the master yet."""
 _SAY_EVERY_S = 10.0
+_ID = re.compile(r"[0-9a-f]{16,32}")
 
 
 class Api:
@@ -256,6 +257,8 @@ class Api:
 
     def reply_to_call(self, account_id: str, worker_id: str, call_id: str, body: m.RelayReply) -> Response:
         """POST /v1/workers/<id>/calls/<call>"""
+        if not (_ID.fullmatch(worker_id) and _ID.fullmatch(call_id)):  # part of the latter names a channel of the store
+            raise ProblemError(404, "not-found", "no worker or call has such an id")
         self._relay.reply(worker_id, call_id, body.reply)
         return Response(status=204)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import sys
 from typing import Literal
 
 Form = Literal["text", "json"]
@@ -28,6 +29,14 @@ class JSONLines(logging.Formatter):
         if record.exc_info:
             told["error"] = self.formatException(record.exc_info)
         return json.dumps(told, default=str)
+
+
+def say(form: Form, text: str, level: int = logging.WARNING) -> None:
+    """Tells whoever started the program something, in the form that its log has."""
+    if form == "json":
+        logging.getLogger("ec262.discovery").log(level, "%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def start_logging(form: Form, *, verbose: bool) -> None:

@@ -39,6 +39,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.subprocess import Popen
 
+from discovery.logs import say
 from discovery.store.keeper import Keeper
 from discovery.store.server import start_server
 from ec262.errors import SetupError
@@ -110,11 +111,10 @@ def supervise(
         if flags.report_ready:
             print(json.dumps({"url": address}), flush=True)
         else:
-            print(
+            say(
+                flags.log_format,
                 f"discovery ({flags.network}) at {address} in {flags.processes} processes  -  Ctrl-C ends it, kill "
                 f"-HUP {os.getpid()} renews them",
-                file=sys.stderr,
-                flush=True,
             )
         if flags.parent_pipe:
             gevent.spawn(wait_for_parent, over)

@@ -22,7 +22,7 @@ from gevent.os import make_nonblocking, nb_read
 
 from discovery.addresses import Believed, plain
 from discovery.app import create_discovery
-from discovery.logs import start_logging
+from discovery.logs import say, start_logging
 from discovery.processes import (
     DRAIN_S,
     LISTENER_VARIABLE,
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return supervise(flags, list(sys.argv[1:] if arguments is None else arguments), _wait_for_parent)
         return _serve(flags, tls)
     except (EC262Error, OSError, redis.RedisError) as reason:
-        print(f"ec262 discovery: {reason}", file=sys.stderr)
+        say(flags.log_format, f"ec262 discovery: {reason}", logging.ERROR)
         return 1
 
 
@@ -247,7 +247,7 @@ def _serve(flags: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
         if flags.report_ready:
             print(json.dumps({"url": address}), flush=True)
         else:
-            print(f"discovery ({settings.network}) at {address}  -  Ctrl-C ends it", file=sys.stderr, flush=True)
+            say(flags.log_format, f"discovery ({settings.network}) at {address}  -  Ctrl-C ends it")
         over.get()
     return 0
 

@@ -467,8 +467,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
     def _fields(self) -> dict[str, object]:
         """What a log of objects says of this request."""
         return {
-            "method": getattr(self, "command", ""),
-            "path": str(getattr(self, "path", "")).split("?", 1)[0],
+            "method": getattr(self, "command", "") or "",
+            "path": str(getattr(self, "path", "") or "").split("?", 1)[0],
             "status": int(str(getattr(self, "_orig_status", "") or "0")[:3]),
             "bytes": self.response_length,
             "seconds": round(getattr(self, "time_finish", self.time_start) - self.time_start, 6),

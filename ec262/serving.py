@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import gevent
 from gevent import pywsgi, ssl
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -59,6 +60,8 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         self.connections: set[Handler] = set()
         # Those that wait for a request or are in its headers, longest first.
         self.waiting: collections.OrderedDict[Handler, None] = collections.OrderedDict()
+        # Those that have not agreed on TLS yet, longest first.
+        self.greeting: collections.OrderedDict[Any, None] = collections.OrderedDict()
         self.buffered = 0  # bytes
         self.of_address: collections.Counter[str] = collections.Counter()
         self.draining = False
@@ -86,16 +89,52 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         return bool(most) and self.of_address[address] + further > most and address not in self.limits.trusted
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
-        """Instead of gevent's, which waits for ever for a client that opens a connection and does not greet, and
-        prints a traceback for each that greets in another language."""
-        client_socket.settimeout(self.limits.header_timeout_s)
+        """Instead of gevent's, which waits for ever for a client that opens a connection and does not greet, lets a
+        byte now and then buy it more time, and prints a traceback for each that greets in another language.
+
+        A connection counts from here on: who never greets has as little room as who greets and then says nothing.
+        """
         try:
-            connection = self.wrap_socket(client_socket, **self.ssl_args)
-        except OSError:  # ssl.SSLError is one, and so is a timeout
+            connection = self.wrap_socket(client_socket, do_handshake_on_connect=False, **self.ssl_args)
+        except OSError:  # it is gone already
             client_socket.close()
             return
         with contextlib.closing(connection):
-            self.handle(connection, address)
+            if self._greet(connection, str(address[0]) if address else ""):
+                self.handle(connection, address)
+
+    def _greet(self, connection: Any, address: str) -> bool:
+        """Agrees on TLS; whether the client did within its time, and may have a connection."""
+        self.of_address[address] += 1
+        self.greeting[connection] = None
+        try:
+            if self._greedy(address, 0) or (self.stopping.is_set() and not self.draining):
+                return False
+            self._make_room()
+            # For all of it together: a timeout of the socket would be one for each byte.
+            with gevent.Timeout(self.limits.header_timeout_s, False):
+                connection.do_handshake()
+                return True
+            return False
+        except OSError:  # ssl.SSLError is one
+            return False
+        finally:
+            self.greeting.pop(connection, None)
+            self._forget(address)
+
+    def _make_room(self) -> None:
+        """Closes the connection that has shown nothing for longest, once there are more than there may be."""
+        if len(self.connections) + len(self.greeting) <= self.max_connections:
+            return
+        if len(self.greeting) > 1:  # the last one came just now
+            _cut(self.greeting.popitem(last=False)[0])
+        elif self.waiting:
+            self.waiting.popitem(last=False)[0].cut()
+
+    def _forget(self, address: str) -> None:
+        self.of_address[address] -= 1
+        if not self.of_address[address]:
+            del self.of_address[address]
 
     def enter(self, handler: Handler) -> None:
         self.connections.add(handler)
@@ -103,15 +142,11 @@ class _WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent has no typ
         greedy = self._greedy(_address(handler), 0)  # many were accepted together
         if greedy or (self.stopping.is_set() and not self.draining):  # accepted a moment before
             handler.cut()
-        if len(self.connections) > self.max_connections and self.waiting:
-            longest, _ = self.waiting.popitem(last=False)
-            longest.cut()
+        self._make_room()
 
     def leave(self, handler: Handler) -> None:
         self.connections.discard(handler)
-        self.of_address[_address(handler)] -= 1
-        if not self.of_address[_address(handler)]:
-            del self.of_address[_address(handler)]
+        self._forget(_address(handler))
         self.waiting.pop(handler, None)
 
 
@@ -190,7 +225,7 @@ class Server:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._server.connections)
+        return len(self._server.connections) + len(self._server.greeting)
 
     def start(self) -> Self:
         """Begins to accept connections, whenever this thread's event loop runs; returns at once."""
@@ -235,7 +270,7 @@ class Server:
         self._server.stopping.set()
         self._server.close()
         until_s = time.monotonic() + timeout_s
-        while self._server.connections and time.monotonic() < until_s and not soon.wait(timeout=0.02):
+        while self.connections and time.monotonic() < until_s and not soon.wait(timeout=0.02):
             pass
         self._server.draining = False
 
@@ -255,6 +290,8 @@ class Server:
         self._server.close()
         for handler in list(self._server.waiting):
             handler.cut()
+        for connection in list(self._server.greeting):
+            _cut(connection)
         self._server.pool.join(timeout=timeout_s)
         self._server.pool.kill(timeout=1)
 
@@ -279,6 +316,12 @@ def serve(
         SetupError: nobody can listen there.
     """
     return Server(app, host, port, limits=limits, access_log=access_log).start()
+
+
+def _cut(connection: Any) -> None:
+    """Ends a connection on which TLS was not agreed on; whoever waits for it finds its end."""
+    with contextlib.suppress(OSError):
+        gevent_socket.shutdown(connection, plain_socket.SHUT_RDWR)
 
 
 def _address(handler: Handler) -> str:

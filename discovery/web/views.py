@@ -28,8 +28,11 @@ from discovery.store.store import Store
 from discovery.web import figures
 from discovery.web.sessions import COOKIE, LASTS_S, Session, Sessions
 from ec262 import __version__
+from ec262.config import is_loopback
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
+from ec262.protocol.problems import CONTENT_TYPE
+from ec262.protocol.routes import API_VERSION
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -41,6 +44,7 @@ MOST_KEY = 256
 MOST_FORM_BYTES = 16 * 1024
 KEPT_S = 24 * 3600
 """How long browsers keep style and script; another version has them under another address."""
+_LOST = {404: "There is no page at this address.", 405: "Nothing is to be seen at this address."}
 _ID = re.compile(r"[0-9a-f]{16,64}")
 _STATIC = Path(__file__).parent / "static"
 
@@ -90,7 +94,13 @@ class Web:
 
     def join(self) -> Response:
         """GET /join"""
-        return self._page("join.html", here=f"{self._scheme()}://{request.host}", settings=self._settings)
+        secure = self._gate.secure()
+        here = f"{'https' if secure else 'http'}://{request.host}"
+        try:
+            plain = not (secure or is_loopback(here))
+        except ValueError:  # no address at all: it is what the caller sent
+            plain = True
+        return self._page("join.html", here=here, plain=plain, settings=self._settings)
 
     def static(self, filename: str) -> Response:
         """GET /static/<file>: style, script, icon."""
@@ -102,13 +112,15 @@ class Web:
         """GET /sign-in"""
         if g.session is not None:
             return self._to("pages.account")
-        return self._page("sign_in.html", wrong=False)
+        return self._page("sign_in.html")
 
     def sign_in(self) -> Response:
         """POST /sign-in"""
         key = request.form.get("key", "")[:MOST_KEY].strip()
         account_id, _, secret = key.partition(":")
-        if not (self._own_form() and _ID.fullmatch(account_id) and self._registry.authentic(account_id, secret)[0]):
+        if not self._own_form():
+            return self._page("sign_in.html", 403, foreign=True)
+        if not (_ID.fullmatch(account_id) and self._registry.authentic(account_id, secret)[0]):
             return self._page("sign_in.html", 403, wrong=True)
         stored, _ = self._store.accounts.secret(account_id)
         response = self._to("pages.account")
@@ -203,7 +215,7 @@ class Web:
         return pages
 
     def greet(self, app: Flask) -> None:
-        """Has a browser that asks for ``/`` see the network; programs get JSON, as ever."""
+        """Has a browser see pages where programs get JSON: the network at ``/``, and nothing elsewhere."""
 
         network = self._answering(self.network)
 
@@ -212,6 +224,19 @@ class Web:
             if request.path != "/" or request.method != "GET" or not _wants_page():
                 return None
             return _guard(network())
+
+        @app.after_request
+        def lost(response: Response) -> Response:
+            if request.path == "/":
+                response.headers["Vary"] = "Accept, Cookie"
+            if response.status_code not in _LOST or response.mimetype != CONTENT_TYPE or not _wants_page():
+                return response
+            if request.path.startswith(f"/{API_VERSION}/"):
+                return response
+            g.session = g.get("session")
+            page = _guard(self._trouble(response.status_code, _LOST[response.status_code]))
+            page.headers.extend((name, value) for name, value in response.headers if name == "Allow")
+            return page
 
     def _signed_in(self, view: View) -> View:
         @wraps(view)
@@ -222,7 +247,7 @@ class Web:
             if request.method == "POST" and not (
                 self._own_form() and request.form.get("form_token") == session.form_token
             ):
-                return self._page("sign_in.html", 403, wrong=False, foreign=True)
+                return self._page("sign_in.html", 403, foreign=True)
             return view(session, **path)
 
         return self._answering(answer)
@@ -269,9 +294,6 @@ class Web:
 
     def _trouble(self, status: int, detail: str) -> Response:
         return self._page("problem.html", status, detail=detail)
-
-    def _scheme(self) -> str:
-        return "https" if self._gate.secure() else "http"
 
     def _to(self, endpoint: str) -> Response:
         return Response(status=303, headers={"Location": url_for(endpoint)})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gevent
 
+from ec262 import __version__
 from ec262.discovery_client import DiscoveryClient
 from ec262.errors import DiscoveryUnreachable, Malformed, NetworkError, ProblemError
 from ec262.foreman.direct import MAX_ANSWER_BYTES, PeerUnreachable
@@ -22,6 +23,7 @@ from ec262.protocol.relaying import (
     parts_of,
     unpack_answer,
 )
+from ec262.protocol.versions import user_agent
 
 PATIENCE_S = 30.0
 """How long a worker may be out of the relay's sight, beyond the time that it holds the request."""
@@ -95,6 +97,7 @@ class Relayed:
             authorization=headers.get("Authorization", ""),
             media=headers.get("Content-Type", ""),
             accept=headers.get("Accept", ""),
+            agent=user_agent(__version__),
             body=part_of(body, last),
         )
         answer = self._part(request, wait_s=wait_s)

@@ -18,6 +18,11 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {
     "poll": [{"poll": []}],
 }
 _ID = {"type": "string", "pattern": "^[0-9a-f]{16,32}$"}
+_PATH: dict[str, dict[str, Any]] = {
+    "why": {"type": "string", "enum": ["reach", "call"]},
+    "mac": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+"""What stands in a path where it is no id."""
 _QUERY: dict[str, dict[str, Any]] = {
     "before": {"type": "integer", "minimum": 0, "maximum": 10**16 - 1},
     "limit": {"type": "integer", "minimum": 0, "maximum": 10**16 - 1},
@@ -91,7 +96,8 @@ def openapi_document(party: Party, version: str) -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "responses": _responses(route)}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _ID} for name in _PARAMETER.findall(route.path)
+        {"name": name, "in": "path", "required": True, "schema": _PATH.get(name, _ID)}
+        for name in _PARAMETER.findall(route.path)
     ]
     parameters += [{"name": name, "in": "query", "required": False, "schema": _QUERY[name]} for name in route.query]
     if parameters:

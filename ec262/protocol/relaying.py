@@ -34,7 +34,8 @@ class RelayedRequest(Message, frozen=True, kw_only=True):
     """A part of a request of a foreman to a worker.
 
     ``keep``: a part that is not the last; ``serve``: the last, have the request served; ``more``: the next part of an
-    answer, `part` says which; ``over``: the foreman has all of it. Parts are counted from 0.
+    answer, `part` says which; ``over``: the foreman has all of it. Parts are counted from 0. `agent`: the foreman's
+    ``User-Agent``, so that one that is too old is told so here as well.
     """
 
     transfer: Id
@@ -45,6 +46,7 @@ class RelayedRequest(Message, frozen=True, kw_only=True):
     authorization: Line = ""
     media: Line = ""
     accept: Line = ""
+    agent: Line = ""
     body: Annotated[bytes, Meta(max_length=PART_BYTES)] = b""
 
 

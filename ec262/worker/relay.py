@@ -309,7 +309,11 @@ def serve(application: Application, request: RelayedRequest, body: bytes) -> tup
         content_length=len(body),
         headers=[
             (name, value)
-            for name, value in (("Authorization", request.authorization), ("Accept", request.accept))
+            for name, value in (
+                ("Authorization", request.authorization),
+                ("Accept", request.accept),
+                ("User-Agent", request.agent),
+            )
             if value
         ],
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from discovery.operator import store_of
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import ProblemError
 from ec262.protocol import messages as m
+from tests.certificates import Authority
 from tests.commands import run
 from tests.load import load
 from tests.processes import ROOT, Process, nothing_left, until
@@ -37,8 +40,12 @@ def service(directory: Path, *flags: str, network: str = "private") -> Process:
 
 def web_processes(discovery: Process) -> list[psutil.Process]:
     """Those that answer, or finish."""
-    children = psutil.Process(discovery.pid).children()
-    return [child for child in children if "--parent-pipe" in child.cmdline()[5:] and "discovery" in child.cmdline()]
+    found = []
+    for child in psutil.Process(discovery.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # so are those called that ended a moment ago
+            if "--parent-pipe" in child.cmdline()[5:] and "discovery" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def metric(text: str, name: str) -> dict[str, float]:
@@ -175,6 +182,65 @@ def test_renewed_under_load_without_a_failed_request(tmp_path: Path) -> None:
         assert [each.failures for each in hammers] == [[]] * 6
         assert {status for each in hammers for status in each.answers} == {200}
         assert discovery.stop() == 0
+
+
+def test_a_renewal_takes_the_new_certificate_and_keeps_the_old_one_where_that_is_none(tmp_path: Path) -> None:
+    """What an operator does when a certificate runs out: put the files in place, and reload."""
+    authority = Authority(tmp_path / "authority")
+    files = tmp_path / "fullchain.pem", tmp_path / "privkey.pem"
+
+    def issue() -> None:
+        for made, place in zip(authority.issue("127.0.0.1"), files, strict=True):
+            place.write_bytes(made.read_bytes())
+
+    issue()
+    with nothing_left():
+        tls = ["--tls-cert", str(files[0]), "--tls-key", str(files[1])]
+        discovery = service(tmp_path, "--processes", "1", *tls)
+        at = urlsplit(discovery.ready["url"])
+        assert at.port
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", at.port))
+
+        assert shown() == files[0].read_text()
+        issue()
+        discovery.popen.send_signal(signal.SIGHUP)
+        until(lambda: "renewed" in discovery.log.read_text(), 30, "new processes")
+        until(lambda: shown() == files[0].read_text(), 30, "the new certificate")
+        good = files[0].read_text()
+        files[0].write_text("not a certificate")
+        discovery.popen.send_signal(signal.SIGHUP)
+        until(lambda: "not renewed" in discovery.log.read_text(), 30, "a word of it")
+        assert shown() == good
+        assert discovery.stop() == 0
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["one", "watched"])
+def test_a_log_of_objects_has_nothing_else(tmp_path: Path, processes: list[str]) -> None:
+    """From the first line to the last, so that whatever reads it understands all of it."""
+    flags = ["--network", "private", "--ephemeral", "--log-format", "json", "--port", "0"]
+    command = [sys.executable, "-m", "discovery", *flags, *processes]
+    with nothing_left():
+        started = subprocess.Popen(
+            [*command, "--data-dir", str(tmp_path / "data")], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert started.stderr is not None
+        try:
+            assert "at http://127.0.0.1" in json.loads(started.stderr.readline())["message"]
+        finally:
+            started.send_signal(signal.SIGTERM)
+            _, rest = started.communicate(timeout=30)
+        assert [json.loads(line) for line in rest.splitlines()] == []
+        assert started.returncode == 0
+        (tmp_path / "file").write_text("no directory")
+        failed = subprocess.run(
+            [*command, "--data-dir", str(tmp_path / "file")], cwd=ROOT, text=True, capture_output=True, check=False,
+            stdin=subprocess.DEVNULL, timeout=60,
+        )  # fmt: skip
+        assert failed.returncode == 1
+        assert {json.loads(line)["level"] for line in failed.stderr.splitlines()} == {"error"}
 
 
 def test_a_request_in_progress_is_answered_when_the_service_ends(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def schema(party: Party) -> Any:
     return schemathesis.openapi.from_dict(openapi_document(party, "1"))
 
 
+def signed_in() -> Any:
+    """Discovery's document for who has an account in any case: without one it is asked elsewhere."""
+    document = openapi_document("discovery", "1")
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation.pop("security", None)
+    return schemathesis.openapi.from_dict(document)
+
+
 def some(count: int) -> settings:
     return settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=count)
 
@@ -109,6 +118,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, F
 def ask(case: Any, service: str, authorization: dict[str, str] | None = None) -> None:
     if authorization and case.operation.path == "/v1/account/secret":  # another key than the one all tests have
         authorization = basic(member(service))
+    wait_s = case.body.get("wait_s") if isinstance(case.body, dict) else None
+    if isinstance(wait_s, float | int) and 0.1 < wait_s <= 60:
+        case.body["wait_s"] = 0.1  # as good as another, and over sooner
     # Where all that is wrong is that nobody signs, there is nothing to refuse: these here sign all the same.
     signed = authorization is not None and "Authorization" not in (case.headers or {})
     case.call_and_validate(base_url=service, headers=authorization, checks=CHECKS[:5] if signed else CHECKS, timeout=30)
@@ -127,7 +139,7 @@ def ask_worker(case: Any, worker: tuple[Worker, Flask]) -> None:
     assert state_of(worker[0]) == before, "without a ticket something was taken"
 
 
-@schema("discovery").parametrize()
+@signed_in().parametrize()
 @some(EXAMPLES)
 def test_discovery_with_an_account(case: Any, service: str, authorization: dict[str, str]) -> None:
     ask(case, service, authorization)
@@ -168,7 +180,7 @@ def test_pages_for_long(case: Any, service: str, session: tuple[dict[str, str], 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@schema("discovery").parametrize()
+@signed_in().parametrize()
 @some(MANY)
 def test_discovery_for_long(case: Any, service: str, authorization: dict[str, str]) -> None:
     ask(case, service, authorization)

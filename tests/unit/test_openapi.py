@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from discovery.app import Discovery
 from ec262 import __version__
 from ec262.protocol import messages as m
 from ec262.protocol.openapi import openapi_document
+from ec262.protocol.relaying import challenge
 from ec262.protocol.routes import OLDEST_CLIENT, ROUTES
 from ec262.protocol.versions import too_old, user_agent
 from tests.parties import Caller
@@ -78,6 +80,17 @@ def test_both_parties_serve_their_documents(discovery: Discovery, tmp_path: Any)
     assert served == json.loads(json.dumps(openapi_document("worker", __version__)))
 
 
+def test_the_challenge_of_a_worker_is_what_its_document_allows() -> None:
+    """Its MAC is no id: who believed a pattern of ids could not ask."""
+    path = "/v1/challenge/{nonce}/{why}/{mac}"
+    operation = openapi_document("worker", __version__)["paths"][path]["get"]
+    allowed = {each["name"]: each["schema"] for each in operation["parameters"]}
+    assert set(allowed["why"]["enum"]) == {"reach", "call"}
+    for why in allowed["why"]["enum"]:
+        assert re.search(allowed["mac"]["pattern"], challenge("ab" * 16, "cd" * 16, why))
+    assert "404" in operation["responses"]
+
+
 @pytest.mark.parametrize(
     ("agent", "refused"),
     [
@@ -111,6 +124,14 @@ def test_old_clients_are_told_to_upgrade_by_both_parties(discovery: Discovery, t
             assert problem.code == "upgrade-required"
             assert "pip install --upgrade ec262" in problem.detail
             assert answer.headers["Upgrade"] == "ec262/0.1"
+
+
+def test_old_clients_are_told_to_upgrade_at_every_route_and_page(discovery: Discovery) -> None:
+    for rule in discovery.app.url_map.iter_rules():
+        path = re.sub("<.*?>", "ab" * 16, rule.rule)
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            answer = discovery.app.test_client().open(path, method=method, headers={"User-Agent": "ec262/0.0.3"})
+            assert answer.status_code == 426, (method, path)
 
 
 def test_fields_of_tomorrow_are_ignored(discovery: Discovery) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gevent
+import msgspec
 import pytest
 
 import discovery.reach as reach_module
@@ -349,6 +350,11 @@ def test_somebody_who_cannot_connect_calls_a_worker_to_the_relay(tmp_path: Path)
             reply = client.call_relay(assigned.worker_id, wanted)
             state = m.decode(m.WorkerState, unpack_answer(reply.reply).body)
             assert state.worker_id == assigned.worker_id
+            old = pack(RelayedRequest(transfer="cd" * 16, target="/", agent="ec262/0.0.3"))
+            reply = client.call_relay(assigned.worker_id, msgspec.structs.replace(wanted, call=old))
+            answer = unpack_answer(reply.reply)
+            assert answer.status == 426, "whoever is too old hears it through the relay as well"
+            assert m.decode(m.Problem, answer.body).code == "upgrade-required"
             # Should discovery not be able to connect any more, the next heartbeat says that somebody waits.
             standing = worker.registration.standing
             assert standing is not None

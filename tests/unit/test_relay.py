@@ -289,8 +289,10 @@ def test_attack_reply_in_anothers_name(discovery: Discovery, relayed: Relayed, t
     for path, code in (
         (f"/v1/workers/{other.worker_id}/calls/{call.call_id}", "too-late"),
         (f"{relayed.path}/{call.call_id[:16]}{'0' * 16}", "too-late"),
+        (f"/v1/workers/x/calls/{call.call_id}", "not-found"),
         (f"{relayed.path}/x", "not-found"),
         (f"{relayed.path}/{'*' * 32}", "not-found"),
+        (f"{relayed.path}/*%0a", "not-found"),
     ):
         with pytest.raises(Problem) as refused:
             thief.tell(path, m.RelayReply(reply=b"forged"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import select
 import socket
 import ssl
 import subprocess
@@ -32,7 +34,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @contextlib.contextmanager
-def running(certificate: Path, key: Path) -> Iterator[Server]:
+def running(certificate: Path, key: Path | None, limits: Limits = LIMITS) -> Iterator[Server]:
     """A service over TLS, in a thread of its own."""
     servers: list[Server] = []
     ready = threading.Event()
@@ -43,7 +45,7 @@ def running(certificate: Path, key: Path) -> Iterator[Server]:
         return [m.encode(m.Health(status="ok"))]
 
     def run() -> None:
-        servers.append(Server(application, limits=LIMITS, tls=server_context(certificate, key)).start())
+        servers.append(Server(application, limits=limits, tls=server_context(certificate, key)).start())
         ready.set()
         servers[0].serve_forever(stop_timeout_s=2)
 
@@ -75,7 +77,7 @@ def test_certificate_and_key_in_one_file(authority: Authority) -> None:
     certificate, key = authority.issue("127.0.0.1")
     both = certificate.with_suffix(".both")
     both.write_bytes(key.read_bytes() + certificate.read_bytes())
-    with running(both, None) as server:  # type: ignore[arg-type]
+    with running(both, None) as server:
         healthy(server, authority.bundle)
 
 
@@ -165,6 +167,67 @@ def test_attack_connect_and_do_not_greet(authority: Authority, greeting: bytes) 
             with contextlib.suppress(OSError):
                 while each.recv(4096):
                     pass
+
+
+def flooded(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """More connections than there may be, which begin a greeting and go on with it a byte now and then."""
+    opened = []
+    for _ in range(40):
+        opened.append(stack.enter_context(socket.create_connection((server.host, server.port), 10)))
+        opened[-1].sendall(b"\x16\x03\x01\x40\x00\x01")
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.1):
+            for each in opened:
+                with contextlib.suppress(OSError):
+                    each.send(b"\x00", socket.MSG_DONTWAIT)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    stack.callback(thread.join)
+    stack.callback(over.set)
+    return opened
+
+
+def test_attack_greet_a_byte_at_a_time(authority: Authority) -> None:
+    """A byte now and then buys no time, and who greets so keeps nobody out: neither now nor later."""
+    with running(*authority.issue("127.0.0.1")) as server, contextlib.ExitStack() as stack:
+        opened = flooded(server, stack)
+        started = time.monotonic()
+        healthy(server, authority.bundle)
+        for each in opened:
+            with contextlib.suppress(ConnectionError):
+                while each.recv(4096):
+                    pass
+        assert time.monotonic() - started < 5.0, "ten times what they have"
+
+
+def test_attack_connections_that_do_not_greet_count_for_their_address(authority: Authority) -> None:
+    few = dataclasses.replace(LIMITS, max_connections=100, header_timeout_s=30.0, max_connections_address=3)
+    with running(*authority.issue("127.0.0.1"), few) as server, contextlib.ExitStack() as stack:
+        opened = set(flooded(server, stack))
+        until = time.monotonic() + 10
+        while len(opened) > 3 and time.monotonic() < until:
+            for each in select.select(list(opened), [], [], 1.0)[0]:
+                with contextlib.suppress(ConnectionError):
+                    assert each.recv(4096) == b""
+                opened.discard(each)
+        assert len(opened) == server.connections == 3
+
+
+def test_a_greeting_does_not_hold_up_the_end(authority: Authority) -> None:
+    with (
+        running(*authority.issue("127.0.0.1"), dataclasses.replace(LIMITS, header_timeout_s=30.0)) as server,
+        socket.create_connection((server.host, server.port), 10) as silent,
+    ):
+        while not server.connections:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.stop_soon()
+        with contextlib.suppress(ConnectionError):
+            assert silent.recv(4096) == b""
+        assert time.monotonic() - started < 1.5
 
 
 def test_a_connection_at_rest_does_not_hold_up_the_end(authority: Authority) -> None:

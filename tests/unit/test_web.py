@@ -83,6 +83,22 @@ def test_a_browser_at_the_root_sees_the_network_and_a_program_json(discovery: Di
     assert page.headers["Vary"] == "Accept, Cookie"
 
 
+def test_a_browser_that_is_lost_sees_a_page_and_a_program_json(browser: Browser) -> None:
+    """JSON is no answer to somebody who mistyped an address; a program goes by it."""
+    for path, status in (("/nosuch", 404), ("/account/", 404), ("/static/nosuch", 404), ("/sign-out", 405)):
+        page = browser.get(path)
+        assert (page.status_code, page.mimetype) == (status, "text/html")
+        assert "Network</a>" in page.text
+        assert page.headers["Content-Security-Policy"]
+        problem = browser.client.get(path)
+        assert (problem.status_code, problem.mimetype) == (status, "application/problem+json")
+    assert browser.get("/v1/nosuch").mimetype == "application/problem+json"
+    assert browser.get("/<script>alert(1)</script>").text.count("<script") == 1, "our own"
+    assert browser.get("/sign-out").headers["Allow"]
+    for accept in ("text/html", "application/json"):  # caches keep them apart
+        assert "Accept" in browser.client.get("/", headers={"Accept": accept}).headers["Vary"]
+
+
 def test_the_network_is_counted_as_tasks_are_leased_and_paid(discovery: Discovery, browser: Browser) -> None:
     foreman = Foreman(discovery)
     workers = [Worker(Caller(discovery)) for _ in range(2)]
@@ -197,9 +213,12 @@ def test_another_site_cannot_send_forms(signed: tuple[Browser, Foreman], path: s
 def test_another_site_cannot_sign_a_victim_into_its_own_account(discovery: Discovery, browser: Browser) -> None:
     foreman = Foreman(discovery)
     key = f"{foreman.account.account_id}:{foreman.account.secret}"
-    answer = browser.post("/sign-in", {"Sec-Fetch-Site": "cross-site"}, key=key)
-    assert answer.status_code == 403
-    assert "Set-Cookie" not in answer.headers
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://elsewhere.example"}):
+        answer = browser.post("/sign-in", headers, key=key)
+        assert answer.status_code == 403
+        assert "Set-Cookie" not in answer.headers
+        assert "did not come from a page of this session at localhost" in answer.text
+        assert "not the key" not in answer.text, "the key is right: behind a proxy that hides the host, people hear why"
 
 
 def test_the_name_for_the_leaderboard_is_chosen_here_and_a_bad_one_explained(signed: tuple[Browser, Foreman]) -> None:
@@ -271,6 +290,38 @@ def test_how_to_join_is_said_for_this_server(make_discovery: MakeDiscovery, regi
     assert "python worker.py -v -P 11235 --discovery https://d.example:8443" in page
     assert ("--invitation" in page) == (registration == "invite")
     assert ("made by whoever runs it" in page) == (registration == "closed")
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        ("http://192.0.2.5:26262", True),
+        ("http://head", True),
+        ("http://127.0.0.1:26262", False),
+        ("https://head", False),
+    ],
+)
+def test_commands_work_as_they_stand_where_there_is_no_tls(discovery: Discovery, url: str, plain: bool) -> None:
+    """Programs refuse plain HTTP to another machine, unless they are told; so the page tells them, and people why."""
+    page = re.sub("</?span[^>]*>", "", Browser(discovery).client.get("/join", base_url=url).text)
+    told = "EC262_PLAIN_HTTP=1 " * plain
+    for command in ("python worker.py -v -P 11235", "EC262_DISCOVERY=", "ec262 account show --key"):
+        assert f"<code>{told}{command}" in page
+    assert ("without TLS" in page) == plain
+
+
+def test_attack_join_with_an_address_that_is_none(discovery: Discovery, browser: Browser) -> None:
+    for host in ("[", "[::1", "a b", "x:y:z", ""):
+        assert browser.get("/join", Host=host).status_code in (200, 400)
+
+
+def test_a_worker_at_the_relay_is_said_to_be_there(discovery: Discovery, browser: Browser) -> None:
+    """It has no address that anybody could connect to."""
+    worker = Worker(Caller(discovery), relay="always", port=0)
+    browser.sign_in(worker.caller.account)
+    for page in ("/account", f"/account/workers/{worker.worker_id}"):
+        assert "through the relay" in browser.get(page).text
+        assert "127.0.0.1:0" not in browser.get(page).text
 
 
 def test_large_forms_are_refused_unread(browser: Browser) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from discovery.processes import STOP_S
+from discovery.store.binary import find_binary
 from ec262.cli import main as cli
 from ec262.cli.worker_install import unit_name, unit_path, unit_text
 from ec262.errors import SetupError
@@ -174,3 +176,16 @@ def test_the_containers_commands_have_flags_that_exist() -> None:
         flags = {flag for words in [*lists, *blocks] for flag in re.findall(r"--[a-z-]+", words)}
         assert flags, program
         assert all(flag in known for flag in flags), flags
+
+
+def test_the_containers_store_can_be_backed_up() -> None:
+    """Redis 7.4 and later write what the server that audits backups refuses; so does a Valkey that is newer than it."""
+    text = (ROOT / "compose.yaml").read_text()
+    (version,) = re.findall(r"image: valkey/valkey:(\d+)-", text)
+    assert int(version) <= int(re.findall(r"v=(\d+)", server_version())[0])
+    grace = re.findall(r"stop_grace_period: (\d+)s", text.split("  discovery:\n")[-1])
+    assert int(grace[0]) > STOP_S, "what is begun is answered"
+
+
+def server_version() -> str:
+    return subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True).stdout
