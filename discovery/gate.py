@@ -40,7 +40,7 @@ class Gate:
 
     def guard(self, blueprint: Blueprint) -> None:
         """Has every request of an application checked, and every answer say what is left."""
-        blueprint.before_app_request(refuse_old)
+        blueprint.before_app_request(self._refuse)
         blueprint.after_app_request(_tell_limits)
 
     def caller(self) -> str:
@@ -93,6 +93,13 @@ class Gate:
             self._hold(origin)
             raise
         return account_id
+
+    def _refuse(self) -> Response | None:
+        """What reaches no view counts as well: who is too old, paths and methods that there are not, and OPTIONS."""
+        refusal = refuse_old()
+        if refusal is not None or request.routing_exception is not None or request.method == "OPTIONS":
+            self.admit(str, anonymous=True)
+        return refusal
 
     def _hold(self, origin: str) -> None:
         self._held[origin] += 1

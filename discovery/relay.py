@@ -35,6 +35,9 @@ AGAIN_S = 5.0
 """A call that went out and was not confirmed is sent once more after this, and what a slow line takes for it."""
 SLOW_LINE = 64 * 1024
 """Bytes a second."""
+MOST_POLLS = 16
+"""Of one worker that wait at once in a process; with another, the oldest is answered. A worker has four, and some that
+broke off and are not known to have. Without a bound one account's polls could take the room of all."""
 MOST_TOLD = 8
 """Calls and replies on their way to other processes at once."""
 SUMMONED_S = 1e10
@@ -64,6 +67,16 @@ class _Held:
         return self.taken_s + AGAIN_S + len(self.call) / SLOW_LINE
 
 
+class _Poll:
+    """A worker that waits."""
+
+    __slots__ = ("over", "woken")
+
+    def __init__(self) -> None:
+        self.over = False
+        self.woken = threading.Event()
+
+
 class _Told:
     """What another process was asked for."""
 
@@ -89,7 +102,7 @@ class Relay:
         self.most_waiting = settings.relay_waiting
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
-        self._polls: defaultdict[str, list[threading.Event]] = defaultdict(list)
+        self._polls: defaultdict[str, list[_Poll]] = defaultdict(list)
         self._told: dict[str, _Told] = {}
         self._bulk = threading.BoundedSemaphore(MOST_TOLD)
         self._bytes = 0
@@ -108,8 +121,8 @@ class Relay:
             for held in self._held.values():
                 held.changed.set()
             for polls in self._polls.values():
-                for woken in polls:
-                    woken.set()
+                for poll in polls:
+                    poll.woken.set()
 
     # --- a foreman ---
 
@@ -179,9 +192,14 @@ class Relay:
         with self._room(0):
             self._channel.listen(self._hear)
             deadline = time.monotonic() + min(wanted.wait_s, self._settings.relay_poll_s)
-            woken = threading.Event()
+            poll = _Poll()
             with self._lock:
-                self._polls[worker_id].append(woken)
+                polls = self._polls[worker_id]
+                if len(polls) >= MOST_POLLS:
+                    oldest = polls.pop(0)
+                    oldest.over = True
+                    oldest.woken.set()
+                polls.append(poll)
             anew = wanted.anew
             try:
                 while True:
@@ -197,13 +215,14 @@ class Relay:
                         if taken is not None:
                             return m.CallsTaken(calls=[taken], waiting=waiting)
                         continue  # its foreman has gone away, or the process that held it
-                    if left_s <= 0 or self._leaving:
+                    if left_s <= 0 or self._leaving or poll.over:
                         return m.CallsTaken(calls=[])
-                    woken.wait(left_s)
-                    woken.clear()
+                    poll.woken.wait(left_s)
+                    poll.woken.clear()
             finally:
                 with self._lock:
-                    self._polls[worker_id].remove(woken)
+                    if not poll.over:
+                        self._polls[worker_id].remove(poll)
                     if not self._polls[worker_id]:
                         del self._polls[worker_id]
 
@@ -278,9 +297,9 @@ class Relay:
     def _wake(self, worker_id: str) -> None:
         with self._lock:
             polls = self._polls.get(worker_id, ())
-            poll = next((each for each in polls if not each.is_set()), None)
+            poll = next((each for each in polls if not each.woken.is_set()), None)
             if poll is not None:
-                poll.set()
+                poll.woken.set()
 
     def _taken(self, worker_id: str, call_id: str) -> list[Any]:
         held = self._held.get(call_id)

@@ -250,7 +250,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent has no types
         if match is None:
             raise _bad("The request line is not one of HTTP/1.1 or HTTP/1.0.")
         self.command, self.path, self.request_version = (part.decode("latin-1") for part in match.groups())
-        self.requestline = line.decode("latin-1").rstrip()
+        self.requestline = line.decode("ascii", "backslashreplace").rstrip()  # a log may be read on a terminal
         self.path = _ABSOLUTE.sub("", self.path, count=1) or "/"
         if self.path[0] != "/" and self.path != "*":
             raise _bad("The request target is not a path.")

@@ -125,7 +125,7 @@ class Web:
         stored, _ = self._store.accounts.secret(account_id)
         response = self._to("pages.account")
         response.set_cookie(
-            *(COOKIE, self._sessions.sign(account_id, stored or b"")),
+            *(self._cookie(), self._sessions.sign(account_id, stored or b"")),
             max_age=LASTS_S, httponly=True, samesite="Lax", secure=self._gate.secure(), path="/",
         )  # fmt: skip
         return response
@@ -133,7 +133,7 @@ class Web:
     def sign_out(self, session: Session) -> Response:
         """POST /sign-out"""
         response = self._to("pages.network_page")
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=self._gate.secure())
+        response.delete_cookie(self._cookie(), path="/", httponly=True, samesite="Lax", secure=self._gate.secure())
         return response
 
     # --- for who is signed in ---
@@ -261,7 +261,7 @@ class Web:
             request.max_content_length = MOST_FORM_BYTES
             g.session = None
             try:
-                self._gate.admit(self._account_signed_in, anonymous=COOKIE not in request.cookies)
+                self._gate.admit(self._account_signed_in, anonymous=self._cookie() not in request.cookies)
                 return view(**path)
             except ProblemError as error:
                 return self._trouble(error.status, error.detail)
@@ -272,12 +272,18 @@ class Web:
 
     def _account_signed_in(self) -> str:
         """Finds out who asks; empty: nobody."""
-        cookie = request.cookies.get(COOKIE, "")
+        cookie = request.cookies.get(self._cookie(), "")
         named = self._sessions.named(cookie) if cookie else None
         if named is None:
             return ""
         g.session = self._sessions.open(cookie, *named, self._store.accounts.secret(named[0])[0])
         return g.session.account_id if g.session else ""
+
+    def _cookie(self) -> str:
+        """The cookie's name. Over TLS browsers take one that begins so only from this very host, over TLS: nobody who
+        can speak for the host without TLS, or for its neighbours, can sign a victim in as somebody else (RFC 6265bis,
+        4.1.3.2)."""
+        return f"__Host-{COOKIE}" if self._gate.secure() else COOKIE
 
     def _own_form(self) -> bool:
         """Whether a form came from a page of this service, as far as the browser says (Sec-Fetch-Site; Origin)."""

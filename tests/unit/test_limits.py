@@ -207,6 +207,27 @@ def test_guessing_secrets_uses_up_the_guessers_address_and_not_the_account(limit
     assert victim.state.account_id == victim.account.account_id
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "agent", "status"),
+    [
+        ("GET", "/nosuch", "", 404),
+        ("DELETE", "/v1/health", "", 405),
+        ("OPTIONS", "/v1/tasks", "", 200),
+        ("GET", "/v1/credits", "ec262/0.0.1", 426),
+        ("POST", "/v1/relay/" + "ab" * 16, "ec262/0.0.1", 426),
+    ],
+)
+def test_attack_a_flood_of_what_reaches_no_view(
+    limited: Discovery, method: str, path: str, agent: str, status: int
+) -> None:
+    """It costs an answer each, as everything else does."""
+    client = limited.app.test_client()
+    answers = [client.open(path, method=method, headers={"User-Agent": agent}) for _ in range(6 * BURST_S)]
+    assert {each.status_code for each in answers} == {status, 429}
+    assert answers[0].status_code == status
+    assert all(int(each.headers["Retry-After"]) >= 1 for each in answers if each.status_code == 429)
+
+
 def test_an_invented_forwarding_header_is_no_other_address(limited: Discovery) -> None:
     caller = Caller(limited)
     refused(caller, "/v1/leaderboard")

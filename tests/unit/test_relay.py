@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from discovery.app import Discovery
+from discovery.relay import MOST_POLLS
 from discovery.store.calls import Offer
 from ec262.protocol import messages as m
 from tests.conftest import MakeDiscovery
@@ -388,6 +389,27 @@ def test_attack_more_polls_than_a_process_holds(discovery: Discovery, relayed: R
     assert full.value.code == "busy"
     assert relayed.foreman.state.balance > 0
     assert all(each.result(10).calls == [] for each in polls)
+
+
+def test_attack_one_worker_with_all_polls(discovery: Discovery, relayed: Relayed, threads: Threads) -> None:
+    """The room is for the workers of all. Whose line broke is not kept out by its own old polls."""
+    discovery.relay.most_waiting = MOST_POLLS + 3
+    polls = [threads.begin(relayed.take, wait_s=30.0) for _ in range(MOST_POLLS + 2)]
+    until(lambda: sum(each.done() for each in polls) == 2, what="the oldest answered")
+    waiting(discovery, MOST_POLLS)
+    assert all(each.result().calls == [] for each in polls if each.done())
+    newest = threads.begin(relayed.take, wait_s=30.0)
+    until(lambda: sum(each.done() for each in polls) == 3, what="one more")
+    calls = [threads.begin(relayed.call) for _ in range(4)]
+    until(lambda: sum(each.done() for each in [*polls, newest]) >= 7, what="the calls told")
+    for each in [*polls, newest]:
+        if each.done():
+            for call in each.result().calls:
+                relayed.reply(call)
+    assert [each.result(10) for each in calls] == [REPLY] * 4
+    discovery.relay.let_go()
+    assert all(each.result(10) for each in polls)
+    assert not discovery.relay._polls
 
 
 @pytest.mark.parametrize("size", [1_100 * 1024 + 1, 2_300_000])

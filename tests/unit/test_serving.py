@@ -453,6 +453,9 @@ def test_the_access_log_is_there_only_if_wanted(app: App, caplog: pytest.LogCapt
     with running(app, access_log=logging.getLogger("access")) as server:
         assert_still_serving(server)
         ask(server, b"junk\r\n\r\n")
+        ask(server, b"GET /\x9b31m HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert "\x9b" not in caplog.text, "what steers a terminal stays out of a log"
+    assert r"GET /\x9b31m" in caplog.text
     assert '"POST / HTTP/1.1" 200 ' in caplog.text
     assert '"" 400 ' in caplog.text
 

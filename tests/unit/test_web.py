@@ -176,6 +176,24 @@ def test_over_tls_the_cookie_never_goes_in_the_clear(discovery: Discovery) -> No
     key = f"{foreman.account.account_id}:{foreman.account.secret}"
     answer = client.post("/sign-in", data={"key": key}, base_url="https://discovery.example")
     assert "; Secure" in answer.headers["Set-Cookie"]
+    assert answer.headers["Set-Cookie"].startswith(f"__Host-{COOKIE}=")
+    assert "; Path=/" in answer.headers["Set-Cookie"]
+    assert "Domain" not in answer.headers["Set-Cookie"]
+    assert client.get("/account", base_url="https://discovery.example").status_code == 200
+    page = client.get("/account", base_url="https://discovery.example").text
+    token = re.findall(r'name="form_token" value="([0-9a-f]+)"', page)[0]
+    client.post("/sign-out", data={"form_token": token}, base_url="https://discovery.example")
+    assert client.get("/account", base_url="https://discovery.example").status_code == 303
+
+
+def test_attack_plant_a_session_from_without_tls(discovery: Discovery) -> None:
+    """Who answers for the host on port 80, or for its neighbour, may set cookies that TLS then sends along."""
+    attacker, victim = Browser(discovery), Browser(discovery)
+    assert attacker.sign_in(Foreman(discovery).account).status_code == 303
+    planted = attacker.client.get_cookie(COOKIE)
+    assert planted is not None
+    victim.client.set_cookie(COOKIE, planted.value, domain="discovery.example")
+    assert victim.client.get("/account", base_url="https://discovery.example").status_code == 303
 
 
 def test_a_forged_or_foreign_cookie_is_nobody(discovery: Discovery, browser: Browser) -> None:
