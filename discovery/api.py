@@ -43,6 +43,8 @@ log = logging.getLogger("ec262.discovery")
 _PASSING = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN)\b")
 """What a store says that refuses commands for now: out of memory, out of disk, a replica that is not the master yet."""
 _SAY_EVERY_S = 10.0
+_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
+"""Headers of requests that somebody passed on; only the first is believed, and of believed proxies alone."""
 
 
 class Api:
@@ -111,9 +113,7 @@ class Api:
 
         A forwarded request is somebody else's than the address says, unless a proxy that is believed forwarded it.
         """
-        forwarded = {"X-Forwarded-For", "Forwarded", "Via"} & set(request.headers.keys())
-        behind = believed(request.remote_addr or "127.0.0.1", self._settings.proxies)
-        if self._gate.caller() not in self._settings.metrics or (forwarded and not behind):
+        if self._gate.caller() not in self._settings.metrics or self._unnamed():
             raise ProblemError(403, "forbidden", "only addresses that --metrics names may read this")
         made = exposition(self._store.rates, self._totals_now)
         return Response(made, content_type=BY_NAME["discovery", "metrics"].media)
@@ -302,7 +302,7 @@ class Api:
     def _unnamed(self) -> bool:
         """Whether somebody passed the request on whom this service does not believe."""
         peer = request.remote_addr or "127.0.0.1"
-        return "X-Forwarded-For" in request.headers and not believed(peer, self._settings.proxies)
+        return any(name in request.headers for name in _FORWARDED) and not believed(peer, self._settings.proxies)
 
     def _authenticate(self, route: Route) -> str:
         given = request.authorization

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from discovery.reach import Reach
@@ -39,6 +40,8 @@ MOST_TOLD = 8
 """Calls and replies on their way to other processes at once."""
 SUMMONED_S = 1e10
 """Whoever was called a moment ago is there, whatever was heard of it before."""
+MOST_CONFIRMED = 32
+"""Processes that one poll has told what came; a call that is not told of is sent again, which is harmless."""
 _PROCESS = 16
 """The first digits of a call's id name the process that holds it."""
 
@@ -144,7 +147,7 @@ class Relay:
 
     def _offer(self, offer: Offer) -> None:
         settings = self._settings
-        bounds = (settings.relay_worker_calls, settings.relay_worker_bytes, -(-settings.relay_worker_calls // 2))
+        bounds = (settings.relay_worker_calls, settings.relay_worker_bytes)
         outcome = self._calls.offer(offer, bounds, settings.relay_absent_s)
         if outcome[0] == "absent":
             _, address, port, boot_id = outcome
@@ -228,7 +231,7 @@ class Relay:
         by_process: defaultdict[str, list[str]] = defaultdict(list)
         for call_id in received:
             by_process[call_id[:_PROCESS]].append(call_id)
-        for process, call_ids in by_process.items():
+        for process, call_ids in islice(by_process.items(), MOST_CONFIRMED):
             if process == self._channel.process:
                 self._received(call_ids)
             else:
