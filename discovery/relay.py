@@ -221,6 +221,8 @@ class Relay:
             outcome = self._replied(call_id, worker_id, reply)
         else:
             answer = self._ask(process, "reply", call_id, worker_id, reply)
+            if answer is None:
+                raise _busy("another process of this service is slow")
             outcome = answer[0] if answer else "gone"
         if outcome == "full":
             raise _busy("too much is on its way")
@@ -239,24 +241,29 @@ class Relay:
 
     def _fetch(self, worker_id: str, call_id: str) -> m.RelayedCall | None:
         process = call_id[:_PROCESS]
+        found: list[Any] | None
         if process == self._channel.process:
             found = self._taken(worker_id, call_id)
         else:
             found = self._ask(process, "fetch", worker_id, call_id)
+            if found is None:  # that process may not know that it was to be taken
+                self._calls.again(worker_id, call_id)
         return m.RelayedCall(call_id=call_id, sender=found[0], call=found[1]) if found else None
 
     # --- between processes ---
 
-    def _ask(self, process: str, what: str, *arguments: Any) -> list[Any]:
-        """Another process's answer; empty: there is none."""
+    def _ask(self, process: str, what: str, *arguments: Any) -> list[Any] | None:
+        """Another process's answer; empty: it is gone, or knows nothing of it; None: it was told, and did not answer.
+
+        Redis cuts off who listens too slowly (``client-output-buffer-limit pubsub``), and what was on its way is lost.
+        """
         with self._bulk:
             token = secrets.token_hex(8)
             told = self._told[token] = _Told()
             try:
                 if not self._channel.tell(process, [what, self._channel.process, token, *arguments]):
                     return []
-                told.came.wait(TELL_S)
-                return told.answer
+                return told.answer if told.came.wait(TELL_S) else None
             finally:
                 del self._told[token]
 

@@ -174,6 +174,37 @@ def test_calls_in_an_answer_that_got_lost_are_wanted_again_and_come_at_once(
     assert [each.result(10) for each in calls] == [REPLY] * 3
 
 
+@pytest.mark.parametrize("lost", ["fetch", "reply", "answer"])
+def test_messages_between_processes_that_get_lost_lose_no_call(
+    make_discovery: MakeDiscovery, threads: Threads, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Redis drops what a process is told that listens too slowly."""
+    monkeypatch.setattr("discovery.relay.TELL_S", 0.3)
+    monkeypatch.setattr("discovery.relay.AGAIN_S", 0.3)
+    holds, polled = make_discovery(), make_discovery()
+    relayed = Relayed(holds)
+    at_polled = Caller(polled, relayed.owner.account)
+    dropped: list[str] = []
+    for each in (holds, polled):
+
+        def hear(message: list[Any], usual: Callable[[list[Any]], None] = each.relay._hear) -> None:
+            if message[0] == lost and not dropped:
+                dropped.append(lost)
+            else:
+                usual(message)
+
+        each.relay._hear = hear  # type: ignore[method-assign]
+    called = threads.begin(relayed.call)
+    (call,) = relayed.take(at=at_polled).calls
+    if lost == "reply":
+        with pytest.raises(Problem) as refused:
+            relayed.reply(call, at=at_polled)
+        assert refused.value.code == "busy", "and not that nobody waits for it: it comes again"
+    relayed.reply(call, at=at_polled)
+    assert called.result(10) == REPLY
+    assert dropped == [lost]
+
+
 def test_a_second_reply_changes_nothing(relayed: Relayed, threads: Threads) -> None:
     called = threads.begin(relayed.call)
     (call,) = relayed.take().calls
