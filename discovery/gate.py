@@ -17,6 +17,8 @@ from ec262.protocol.pacing import cost_of
 from ec262.protocol.routes import Route
 from ec262.responses import refuse_old
 
+_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
+"""Headers of requests that somebody passed on; only the first is believed, and of believed proxies alone."""
 _UNLIMITED = frozenset({"live", "ready", "health", "openapi", "docs", "metrics"})
 """What whoever watches a service asks, and what costs next to nothing."""
 
@@ -49,7 +51,7 @@ class Gate:
 
     def unnamed(self) -> bool:
         """Whether somebody passed the request on whom this service does not believe."""
-        return "X-Forwarded-For" in request.headers and not believed(_peer(), self._proxies)
+        return any(name in request.headers for name in _FORWARDED) and not believed(_peer(), self._proxies)
 
     def secure(self) -> bool:
         """Whether the caller came over TLS: to this service, or to a proxy that is believed."""

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from discovery.reach import Reach
@@ -42,6 +43,8 @@ MOST_TOLD = 8
 """Calls and replies on their way to other processes at once."""
 SUMMONED_S = 1e10
 """Whoever was called a moment ago is there, whatever was heard of it before."""
+MOST_CONFIRMED = 32
+"""Processes that one poll has told what came; a call that is not told of is sent again, which is harmless."""
 _PROCESS = 16
 """The first digits of a call's id name the process that holds it."""
 
@@ -157,7 +160,7 @@ class Relay:
 
     def _offer(self, offer: Offer) -> None:
         settings = self._settings
-        bounds = (settings.relay_worker_calls, settings.relay_worker_bytes, -(-settings.relay_worker_calls // 2))
+        bounds = (settings.relay_worker_calls, settings.relay_worker_bytes)
         outcome = self._calls.offer(offer, bounds, settings.relay_absent_s)
         if outcome[0] == "absent":
             _, address, port, boot_id = outcome
@@ -237,6 +240,8 @@ class Relay:
             outcome = self._replied(call_id, worker_id, reply)
         else:
             answer = self._ask(process, "reply", call_id, worker_id, reply)
+            if answer is None:
+                raise _busy("another process of this service is slow")
             outcome = answer[0] if answer else "gone"
         if outcome == "full":
             raise _busy("too much is on its way")
@@ -247,7 +252,7 @@ class Relay:
         by_process: defaultdict[str, list[str]] = defaultdict(list)
         for call_id in received:
             by_process[call_id[:_PROCESS]].append(call_id)
-        for process, call_ids in by_process.items():
+        for process, call_ids in islice(by_process.items(), MOST_CONFIRMED):
             if process == self._channel.process:
                 self._received(call_ids)
             else:
@@ -255,24 +260,29 @@ class Relay:
 
     def _fetch(self, worker_id: str, call_id: str) -> m.RelayedCall | None:
         process = call_id[:_PROCESS]
+        found: list[Any] | None
         if process == self._channel.process:
             found = self._taken(worker_id, call_id)
         else:
             found = self._ask(process, "fetch", worker_id, call_id)
+            if found is None:  # that process may not know that it was to be taken
+                self._calls.again(worker_id, call_id)
         return m.RelayedCall(call_id=call_id, sender=found[0], call=found[1]) if found else None
 
     # --- between processes ---
 
-    def _ask(self, process: str, what: str, *arguments: Any) -> list[Any]:
-        """Another process's answer; empty: there is none."""
+    def _ask(self, process: str, what: str, *arguments: Any) -> list[Any] | None:
+        """Another process's answer; empty: it is gone, or knows nothing of it; None: it was told, and did not answer.
+
+        Redis cuts off who listens too slowly (``client-output-buffer-limit pubsub``), and what was on its way is lost.
+        """
         with self._bulk:
             token = secrets.token_hex(8)
             told = self._told[token] = _Told()
             try:
                 if not self._channel.tell(process, [what, self._channel.process, token, *arguments]):
                     return []
-                told.came.wait(TELL_S)
-                return told.answer
+                return told.answer if told.came.wait(TELL_S) else None
             finally:
                 del self._told[token]
 

@@ -298,9 +298,14 @@ def _interval(text: str) -> float:
 
 def _network(text: str) -> str:
     try:
-        return str(ip_network(text))
+        network = ip_network(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no IP address, and no network such as 10.0.0.0/8") from None
+    if not network.prefixlen:
+        raise argparse.ArgumentTypeError(
+            f"{text} is everybody: any caller could then say that he is any other; name the proxy's own address"
+        )
+    return str(network)
 
 
 def _address(text: str) -> str:

@@ -57,7 +57,7 @@ class Settings:
         relay_waiting: most relayed calls and workers' polls that wait in one process; never more than half of the
             connections that it may have.
         relay_worker_bytes: most bytes of the calls that wait for one worker.
-        relay_worker_calls: most such calls, of one account half of them.
+        relay_worker_calls: most such calls; of both an account has no more than is free.
         relay_poll_s: longest that a worker's poll waits.
         relay_absent_s: a worker of which the relay heard nothing for so long is not there.
     """

@@ -47,11 +47,11 @@ class Calls:
         pipeline.expire(key, 120)
         return int(pipeline.execute()[0])
 
-    def offer(self, call: Offer, bounds: tuple[int, int, int], absent_s: float) -> tuple[str, str, int, str]:
+    def offer(self, call: Offer, bounds: tuple[int, int], absent_s: float) -> tuple[str, str, int, str]:
         """Notes a call for a worker, and wakes whoever holds a poll of it.
 
         Args:
-            bounds: most calls of the worker, bytes of them, and calls of one account.
+            bounds: most calls of the worker, and bytes of them; an account has as much of it as is free.
             absent_s: a worker that was not heard of for so long is not there.
 
         Returns:

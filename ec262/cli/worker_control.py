@@ -31,13 +31,18 @@ def add_parsers(subparsers: Any) -> None:
             help="of one worker alone (default: all workers of this home)",
         )  # fmt: skip
         parser.set_defaults(run=command)
+        parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
 
 
+_EXAMPLES = """examples:
+  ec262 worker status                    what runs for whom, what was earned, why it is idle
+  ec262 worker pause --for 2h            all workers of this home, for two hours
+  ec262 worker pause -P 11236            one of them, until it is resumed
+  ec262 worker resume
+"""
 _STATUS = "Shows the workers of this home. Exit code 1: none runs."
-_PAUSE = (
-    "Takes this machine's workers out of the pool until `ec262 worker resume`, also when they are started again. What "
-    "they compute is finished, and what waits is given back; it costs no reputation. Exit code 1: none runs."
-)
+_PAUSE = """Takes this machine's workers out of the pool until `ec262 worker resume`, also when they are started again.
+What they compute is finished, and what waits is given back; it costs no reputation. Exit code 1: none runs."""
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -70,7 +75,7 @@ def _ask(port: int | None, request: dict[str, Any]) -> list[dict[str, Any]]:
     answers = [said for each in ports if (said := ask(home, each, request)) is not None]
     if not answers:
         which = "no worker" if port is None else f"no worker on port {port}"
-        print(f"worker: {which} of {home} runs", file=sys.stderr)
+        print(f"worker: {which} of {home} runs; `ec262 worker` starts one", file=sys.stderr)
     return answers
 
 
@@ -112,7 +117,8 @@ def _show(status: dict[str, Any], *, apart: bool) -> None:
             f"earned   {status['earned_today']} credits today, {status['earned_since_start']} since the start, "
             f"{status['earned']} in all"
         )
-        say(f"limits   {status['slots']} slots" + "".join(f"; {name} {plain(limits[name], 200)}" for name in limits))
+        slots = f"{status['slots']} slot{'s' if status['slots'] != 1 else ''}"
+        say(f"limits   {slots}" + "".join(f"; {name} {plain(limits[name], 200)}" for name in limits))
     except (KeyError, TypeError, ValueError) as reason:
         raise SetupError(f"a worker of another version of EC262 answers: {reason!r}") from None
 

@@ -188,6 +188,8 @@ class _Unit:
         until_s = time.monotonic() + runner._settings.unit_idle_s
         while not self._over and not self._is_orphaned() and runner._holdings.has_room:
             if job.queue:
+                if self._turn_is_over():  # else the unit would ask for tasks for ever, and get none
+                    return False
                 left_s = UNIT_CPU_S - _CPU_SLACK_S - self._cpu_s - self._allowed_s
                 return job.queue[0].ticket.cpu_limit_s <= left_s
             rest_s = until_s - time.monotonic()
@@ -196,6 +198,10 @@ class _Unit:
             runner._work.clear()
             runner._work.wait(rest_s)
         return False
+
+    def _turn_is_over(self) -> bool:
+        """Whether the unit has had its time, and another job waits."""
+        return len(self._runner._holdings.ready) > 1 and time.monotonic() > self._until_s
 
     def _is_orphaned(self) -> bool:
         holdings, job = self._runner._holdings, self._job
@@ -207,7 +213,7 @@ class _Unit:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        if len(holdings.ready) > 1 and time.monotonic() > self._until_s:
+        if self._turn_is_over():
             return None
         while holdings.has_room and not self._over:
             left_s = UNIT_CPU_S - _CPU_SLACK_S - self._cpu_s - self._allowed_s

@@ -107,6 +107,8 @@ def test_an_operator_beside_a_running_service(service: Process, tmp_path: Path) 
         ["--address-accounts", "-1"],
         ["--registration", "maybe"],
         ["--trusted-proxy", "example.org"],
+        ["--trusted-proxy", "0.0.0.0/0"],
+        ["--trusted-proxy", "::/0"],
         ["--account-workers", "x"],
     ],
 )

@@ -102,7 +102,7 @@ def noted(self, account, worker, sender, call, **named):
 discovery.relay.Relay.call = noted
 usual = service.settings_for
 service.settings_for = lambda *given, **named: dataclasses.replace(
-    usual(*given, **named), relay_worker_calls=6, relay_worker_bytes=2_400_000, relay_bytes=4_800_000
+    usual(*given, **named), relay_worker_calls=6, relay_worker_bytes=4_800_000, relay_bytes=4_800_000
 )
 raise SystemExit(service.main())
 """

@@ -140,17 +140,16 @@ def test_attack_have_discovery_scan_and_talk_to_others(discovery: Discovery) -> 
 
 
 def test_attack_name_another_address(discovery: Discovery) -> None:
-    """No header says where a worker is; where one is believed that nobody asked for, nobody is tried at all."""
+    """No header says where a worker is; where there is one that nobody is believed for, nobody is tried at all."""
     caller = Caller(discovery)
     with listening() as victim:
         body = m.RegisterWorker(
             worker_id="ab" * 16, boot_id="cd" * 16, port=victim.port, slots=1, python="3.11", relay="auto"
         )
-        for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded"):
+        for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"):
             caller.raw("POST", "/v1/workers", m.encode(body), **{header: ELSEWHERE})
             assert discovery.store.workers(["ab" * 16])["ab" * 16].address == "127.0.0.1"
-        tried = [request for request in victim.came if request]
-    assert len(tried) == 2, "with X-Forwarded-For it may be the proxy's own port that was named"
+        assert victim.came == [], "it may be the port of a proxy that was named"
 
 
 def test_attack_invent_an_address_before_a_proxy_that_is_believed(

@@ -34,6 +34,13 @@ class Relayed:
         self.assigned = self.foreman.lease().workers[0]
         self.path = f"/v1/workers/{self.worker.worker_id}/calls"
 
+    def of_another(self, discovery: Discovery) -> Relayed:
+        """The same worker, and a foreman of another account."""
+        other = Relayed.__new__(Relayed)
+        other.__dict__ |= self.__dict__ | {"foreman": Foreman(discovery)}
+        other.assigned = other.foreman.lease().workers[0]
+        return other
+
     def call(self, call: bytes = CALL, *, wait_s: float = 10.0, caller: Caller | None = None) -> bytes:
         """The foreman calls; raises `Problem`."""
         body = m.CallRelay(relay_pass=self.assigned.relay_pass, wait_s=wait_s, call=call)
@@ -172,6 +179,37 @@ def test_calls_in_an_answer_that_got_lost_are_wanted_again_and_come_at_once(
     relayed.reply(came)
     relayed.reply(again)
     assert [each.result(10) for each in calls] == [REPLY] * 3
+
+
+@pytest.mark.parametrize("lost", ["fetch", "reply", "answer"])
+def test_messages_between_processes_that_get_lost_lose_no_call(
+    make_discovery: MakeDiscovery, threads: Threads, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Redis drops what a process is told that listens too slowly."""
+    monkeypatch.setattr("discovery.relay.TELL_S", 0.3)
+    monkeypatch.setattr("discovery.relay.AGAIN_S", 0.3)
+    holds, polled = make_discovery(), make_discovery()
+    relayed = Relayed(holds)
+    at_polled = Caller(polled, relayed.owner.account)
+    dropped: list[str] = []
+    for each in (holds, polled):
+
+        def hear(message: list[Any], usual: Callable[[list[Any]], None] = each.relay._hear) -> None:
+            if message[0] == lost and not dropped:
+                dropped.append(lost)
+            else:
+                usual(message)
+
+        each.relay._hear = hear  # type: ignore[method-assign]
+    called = threads.begin(relayed.call)
+    (call,) = relayed.take(at=at_polled).calls
+    if lost == "reply":
+        with pytest.raises(Problem) as refused:
+            relayed.reply(call, at=at_polled)
+        assert refused.value.code == "busy", "and not that nobody waits for it: it comes again"
+    relayed.reply(call, at=at_polled)
+    assert called.result(10) == REPLY
+    assert dropped == [lost]
 
 
 def test_a_second_reply_changes_nothing(relayed: Relayed, threads: Threads) -> None:
@@ -332,22 +370,47 @@ def refused_when_full(relayed: Relayed, call: bytes = CALL) -> None:
 
 
 def test_attack_more_calls_for_a_worker_than_may_wait(make_discovery: MakeDiscovery, threads: Threads) -> None:
-    """An account has half of the places, so that another's are left; what waits is done all the same."""
-    discovery = make_discovery(relay_worker_calls=4)
+    """An account has no more places than it leaves to others; what waits is done all the same."""
+    discovery = make_discovery(relay_worker_calls=8)
     relayed = Relayed(discovery)
-    calls = [threads.begin(relayed.call) for _ in range(2)]
-    offered(discovery, relayed, 2)
-    refused_when_full(relayed)
-    other = Relayed.__new__(Relayed)
-    other.__dict__ |= relayed.__dict__ | {"foreman": Foreman(discovery)}
-    other.assigned = other.foreman.lease().workers[0]
-    calls += [threads.begin(other.call) for _ in range(2)]
-    offered(discovery, relayed, 4)
-    refused_when_full(other)
+    calls: list[Future[Any]] = []
+    for share in (4, 2, 1):  # of one account, then of another, and a third
+        foreman = relayed.of_another(discovery) if calls else relayed
+        calls += [threads.begin(foreman.call) for _ in range(share)]
+        offered(discovery, relayed, len(calls))
+        refused_when_full(foreman)
     for _ in calls:
         (call,) = relayed.take().calls
         relayed.reply(call)
-    assert [each.result(10) for each in calls] == [REPLY] * 4
+    assert [each.result(10) for each in calls] == [REPLY] * 7
+
+
+def test_attack_fill_a_worker_with_bytes_so_that_nobody_else_gets_through(
+    make_discovery: MakeDiscovery, threads: Threads
+) -> None:
+    """Polls with large bodies wait for as long as they like. One account has half of the bytes, as of the places."""
+    discovery = make_discovery(relay_worker_bytes=100_000)
+    attacker = Relayed(discovery)
+    floods = [threads.begin(attacker.call, b"x" * 24_000) for _ in range(2)]
+    waiting(discovery, 2)
+    refused_when_full(attacker, b"x" * 24_000)
+    honest = attacker.of_another(discovery)
+    calls = [*floods, threads.begin(honest.call, b"x" * 24_000)]
+    waiting(discovery, 3)
+    for _ in calls:
+        (call,) = attacker.take().calls
+        attacker.reply(call)
+    assert [each.result(10) for each in calls] == [REPLY] * 3
+
+
+def test_attack_confirm_calls_of_very_many_processes(
+    discovery: Discovery, relayed: Relayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be a message to the store, of one small request."""
+    told: list[str] = []
+    monkeypatch.setattr(discovery.store.channel, "tell", lambda process, _: bool(told.append(process)))  # type: ignore[func-returns-value]
+    relayed.take(received=[f"{number:032x}" for number in range(0, 256 << 64, 1 << 64)], wait_s=0.0)
+    assert 0 < len(told) <= 32
 
 
 def test_attack_more_bytes_for_a_worker_than_may_wait(make_discovery: MakeDiscovery, threads: Threads) -> None:
@@ -425,7 +488,7 @@ def test_a_process_that_dies_takes_its_calls_along(make_discovery: MakeDiscovery
     relayed = Relayed(first)
     call_id = first.store.channel.process[::-1] + "0" * 16
     lost = Offer(relayed.worker.worker_id, call_id, call_id[:16], relayed.foreman.account.account_id, 1, 30.0, 1 << 60)
-    assert first.store.calls.offer(lost, (9, 9999, 9), 60.0)[0] == "ok"
+    assert first.store.calls.offer(lost, (9, 9999), 60.0)[0] == "ok"
     at_second = Caller(second, relayed.owner.account)
     called = threads.begin(relayed.call)
     waiting(first, 1)

@@ -6,10 +6,10 @@
 --   {ec}:relay:<worker>:waiting  hash: process -> until when (ms) a poll of the worker waits there
 --   {ec}:relay:<worker>:seen     ms when the worker was last heard of at the relay
 -- A process listens on the channel {ec}:relay:<process>; a MessagePack ["wake", worker] tells it to look here.
--- ARGV of an offer: "offer", worker, call, process, account, bytes, ms that it waits, pass until ms, and the most of calls, of
--- bytes, and of calls of one account, and the least silence in ms that counts as absence. Returns {"ok"}; {"absent", address, port, boot}: it does not wait here, and is to be
--- called; {"gone"}: not heard of for too long; {"full"}, {"late"} (the pass), {"unknown"} (not registered, or serves
--- no relay). "again", worker, call: it was taken and did not arrive.
+-- ARGV of an offer: "offer", worker, call, process, account, bytes, ms that it waits, pass until ms, the most of calls and
+-- of bytes, and the least silence in ms that counts as absence. Returns {"ok"}; {"absent", address, port, boot}: it does
+-- not wait here, and is to be called; {"gone"}: not heard of for too long; {"full"}, {"late"} (the pass), {"unknown"}
+-- (not registered, or serves no relay). "again", worker, call: it was taken and did not arrive.
 -- "take", worker, account, boot, process, ms that it waits, "1" if the answer to a poll got lost or "": then all calls
 -- without a reply wait again. Returns {"call", id, how many more}, {"none"}, {"unknown"}.
 -- "end", worker, call: nobody waits for it any more.
@@ -39,14 +39,14 @@ if ARGV[1] == 'offer' then
   local known = redis.call('HMGET', P .. 'worker:' .. id, 'relay', 'address', 'port', 'boot')
   local alive = tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now
   local seen = tonumber(redis.call('GET', R .. ':seen') or (known[1] == 'must' and alive and now) or '0')
-  local here = now - seen < tonumber(ARGV[12])
+  local here = now - seen < tonumber(ARGV[11])
   if not known[1] or known[1] == 'never' or (not alive and not here) then return {'unknown'} end
   if not here then
     if known[1] == 'must' then return {'gone'} end
     redis.call('HSET', P .. 'worker:' .. id, 'called', now)
     return {'absent', known[2], tonumber(known[3]), known[4]}
   end
-  local calls, total, mine = 0, 0, 0
+  local calls, total, mine, my_bytes = 0, 0, 0, 0
   local all = redis.call('HGETALL', R .. ':open')
   for n = 1, #all, 2 do
     local until_ms, size, whose = string.match(all[n + 1], '^(%d+) (%d+) (.*)$')
@@ -54,10 +54,12 @@ if ARGV[1] == 'offer' then
       redis.call('HDEL', R .. ':open', all[n])
     else
       calls, total = calls + 1, total + tonumber(size)
-      if whose == account then mine = mine + 1 end
+      if whose == account then mine, my_bytes = mine + 1, my_bytes + tonumber(size) end
     end
   end
-  if calls >= tonumber(ARGV[9]) or total + bytes > tonumber(ARGV[10]) or mine >= tonumber(ARGV[11]) then
+  -- An account has no more than is free (dynamic thresholds; Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998): half if it
+  -- is alone, and however many there are, they leave room for one more.
+  if mine >= ARGV[9] - calls or my_bytes + bytes > ARGV[10] - total then
     return {'full'}
   end
   redis.call('HSET', R .. ':open', call, string.format('%d %d %s', till, bytes, account))
