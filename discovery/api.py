@@ -13,7 +13,6 @@ import msgspec
 import redis
 from flask import Blueprint, Flask, Response, request
 
-from discovery.addresses import believed
 from discovery.api_page import HEADERS, api_page
 from discovery.condition import Condition
 from discovery.disputes import Disputes
