@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,6 +34,8 @@ from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 IDEMPOTENCY_S = 600
 FEW = 12
 """Workers that are looked at first for each further replica of a task."""
+MOST_REFUSALS = 4
+"""Of one task by one worker; after them it is not asked again."""
 MOST_REPLICAS = 64
 """Of one task, those that were refused or lost included."""
 
@@ -170,11 +172,15 @@ class Leasing:
         """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
 
         A worker whose replica merely expired may have it again: it gave no answer that could count twice. So may one
-        that refused it, but only where nobody else is left: it may have been paused then, and be willing now.
+        that refused it, but only where nobody else is left, and `MOST_REFUSALS` times: it may have been paused then,
+        and be willing now. One that goes on to refuse would be asked as fast as it answers.
         """
-        return self._extend(task, replicas, market, past, (ReplicaState.EXPIRED,), changes) or self._extend(
-            *(task, replicas, market, past, (ReplicaState.EXPIRED, ReplicaState.REFUSED), changes)
-        )
+        fresh = self._extend(task, replicas, market, past, frozenset(), changes)
+        refusals = Counter(each.worker_id for each in task.replicas if each.state is ReplicaState.REFUSED)
+        if fresh or not refusals:
+            return fresh
+        again = frozenset(worker_id for worker_id, times in refusals.items() if times < MOST_REFUSALS)
+        return self._extend(task, replicas, market, past, again, changes) if again else []
 
     def _extend(
         self,
@@ -182,14 +188,16 @@ class Leasing:
         replicas: int,
         market: Market,
         past: dict[str, WorkerRecord],
-        again: Collection[ReplicaState],
+        again: frozenset[str],
         changes: Changes,
     ) -> list[tuple[int, WorkerRecord]]:
-        """As `extend`; workers whose replica is in one of the states `again` may have the task again."""
+        """As `extend`; those of `again` may have the task again that they refused."""
         had = [
             past[replica.worker_id]
             for replica in (*task.heard, *task.replicas)
-            if replica.state not in again and replica.worker_id in past
+            if replica.state is not ReplicaState.EXPIRED
+            and not (replica.state is ReplicaState.REFUSED and replica.worker_id in again)
+            and replica.worker_id in past
         ]
         for count in range(replicas, 0, -1):
             fit: Collection[WorkerRecord] = market.workers.values()

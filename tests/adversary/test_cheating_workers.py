@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from discovery.leasing import MOST_REFUSALS
 from discovery.receipts_shown import MOST_RECEIPTS
 from discovery.records import TaskRecord
 from ec262.foreman.payloads import printable
@@ -293,6 +294,24 @@ def test_attack_a_worker_refuses_what_it_was_leased(scene: Scene) -> None:
     leased = foreman.lease(5)
     foreman.settle([shirker.receipts(of(shirker, leased), os.urandom(32), Kind.REFUSED)], [])
     assert (foreman.state.balance, scene.escrow(), shirker.caller.state.earned) == (100, 0, 0)
+
+
+def test_attack_a_worker_refuses_again_and_again(scene: Scene) -> None:
+    """The only one there may have the task again, for it may have been paused; but not as fast as it refuses."""
+    foreman, shirker = scene.foreman(), scene.worker()
+    answer: m.Leased | m.Settled = foreman.lease(1)
+    (task_id,) = [task.task_id for task in answer.tasks]
+    times = 0
+    while leases := of(shirker, answer):
+        times += 1
+        answer = foreman.settle([shirker.receipts(leases, os.urandom(32), Kind.REFUSED)], [task_id])
+    assert times == MOST_REFUSALS
+    (verdict,) = foreman.settle([], [task_id]).tasks
+    assert verdict.verdict == "pending", "another worker may come"
+    honest = scene.worker()
+    answer = foreman.settle([], [task_id])
+    foreman.settle([honest.receipts(of(honest, answer))], [task_id])
+    assert (honest.caller.state.earned, shirker.caller.state.earned, scene.escrow()) == (1, 0, 0)
 
 
 def test_attack_a_long_story_of_why_a_task_was_refused(scene: Scene) -> None:
