@@ -79,7 +79,13 @@ def expected() -> dict[str, list[object]]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("phase, done, redundancy", [("map", 0, 1), ("map", 15, 1), ("reduce", 1, 1), ("map", 10, 2)])
+@pytest.mark.parametrize(
+    "phase, done, redundancy",
+    [
+        *(("reduce", 1, 1), ("map", 10, 2)),
+        *(pytest.param("map", done, 1, marks=pytest.mark.slow) for done in (0, 15)),
+    ],
+)
 def test_a_killed_foreman_goes_on_and_pays_nothing_twice(
     phase: str, done: int, redundancy: int, make_network: Callable[..., Network]
 ) -> None:

@@ -364,8 +364,11 @@ def child(network: Network, directory: Path, point: str, limit: str = "") -> sub
 @pytest.mark.parametrize(
     "points",
     [
-        *(["asked"], ["answered"], ["noting"], ["noted"], ["sent"], ["start"], ["map"], ["reduce"]),
-        *(["start", "map", "reduce"], ["asked", "answered", "answered", "noting", "sent", "answered"]),
+        *(["noted"], ["start", "map", "reduce"], ["asked", "answered", "answered", "noting", "sent", "answered"]),
+        *(
+            pytest.param([point], marks=pytest.mark.slow)  # they are in those above, too
+            for point in ("asked", "answered", "noting", "sent", "start", "map", "reduce")
+        ),
     ],
 )
 def test_a_foreman_that_was_killed_goes_on_and_pays_once(

@@ -382,6 +382,8 @@ def runs(directory: Path) -> list[int]:
 
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_process_that_dies_is_replaced(make_other: Made, how: str, tmp_path: Path) -> None:
+    if how == "exit" and not is_processes(make_other):
+        pytest.skip("a cluster notices both in the same way, after half a minute")
     got = run(make_other, Program(die_once), dying(tmp_path, how, 2))
     assert got.rows == run(LocalBackend, Program(first_time_of_pair), one_each([[]] * 6)).rows
     if is_processes(make_other):

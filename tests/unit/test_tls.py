@@ -282,7 +282,9 @@ def test_flags_of_the_command(authority: Authority, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("processes", [[], ["--processes", "3"]], ids=["one", "three"])
+@pytest.mark.parametrize(
+    "processes", [pytest.param([], marks=pytest.mark.slow, id="one"), pytest.param(["--processes", "3"], id="three")]
+)
 def test_a_network_over_tls(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
 ) -> None:
