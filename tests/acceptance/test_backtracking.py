@@ -167,8 +167,10 @@ def submit(network: Network, **options: Any) -> ec262.Job:
     return ec262.submit(LINES, discovery=network.url, confidence=0.9, max_retries=20, **options)
 
 
-@pytest.mark.parametrize("memory_limit", [None, 0])
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize(
+    "at, memory_limit",
+    [(1, None), (2, 0), *(pytest.param(*which, marks=pytest.mark.slow) for which in ((1, 0), (2, None)))],
+)
 def test_attack_a_sleeper_that_is_convicted_late_leaves_nothing_behind(
     make_network: MakeNetwork, tmp_path: Path, doubting: type[DoubtingClient], at: int, memory_limit: int | None
 ) -> None:
@@ -193,7 +195,7 @@ def test_attack_a_sleeper_that_is_convicted_late_leaves_nothing_behind(
     job.close()
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_attack_a_liar_that_says_the_program_failed_leaves_no_task_out(
     make_network: MakeNetwork, tmp_path: Path, doubting: type[DoubtingClient], at: int
 ) -> None:
@@ -370,7 +372,7 @@ print(len(doubts.audits), asked, report.credits_spent, report.believed.unaudited
 """
 
 
-@pytest.mark.parametrize("point", ["doubted", "closed"])
+@pytest.mark.parametrize("point", ["doubted", pytest.param("closed", marks=pytest.mark.slow)])
 def test_a_foreman_killed_while_it_backtracks_goes_on(make_network: MakeNetwork, point: str) -> None:
     network = make_network()
     network.worker()

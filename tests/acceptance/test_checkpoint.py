@@ -119,6 +119,7 @@ def test_a_killed_foreman_goes_on_and_pays_nothing_twice(
     assert int(spent) <= tasks * redundancy
 
 
+@pytest.mark.slow
 def test_after_the_end_the_same_call_costs_nothing(make_network: Callable[..., Network]) -> None:
     network = make_network()
     network.worker()

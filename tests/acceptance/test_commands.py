@@ -333,6 +333,7 @@ def test_ctrl_c_settles_and_jobs_tell(make_network: Callable[..., Network], desk
     until(lambda: not left_over(desk), 20, "the end of all processes")
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_kill_9(make_network: Callable[..., Network], desk: Path) -> None:
     network = make_network()
     for _ in range(2):

@@ -182,7 +182,11 @@ print(report.credits_spent, report.map_tasks, report.reduce_tasks, report.believ
 
 
 @pytest.mark.parametrize(
-    "event, times", [("kept map", 20), ("reduce", 1), ("kept reduce", 1), ("writing", 1), ("more", 2)]
+    "event, times",
+    [
+        *(("kept map", 20), ("more", 2)),
+        *(pytest.param(event, 1, marks=pytest.mark.slow) for event in ("reduce", "kept reduce", "writing")),
+    ],
 )
 def test_a_killed_foreman_goes_on_and_what_it_had_is_audited_too(
     make_network: MakeNetwork, event: str, times: int

@@ -21,7 +21,7 @@ from ec262.protocol.problems import PROBLEMS, problem_body
 from ec262.protocol.routes import EVERYWHERE, ROUTES
 from tests.processes import ROOT
 
-QUICK = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS: list[type[m.Message]] = [
     kind for kind in vars(m).values() if inspect.isclass(kind) and issubclass(kind, m.Message) and kind is not m.Message
 ]
