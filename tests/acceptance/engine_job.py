@@ -91,6 +91,13 @@ class EngineJob:
         self._maps, self._loops, self._on_result, self._kept = maps, loops, on_result, kept
         self._patience_s = patience_s
         program = pack_program(Program(mapper=burn, reducer=total))
+        if kept is not None:
+            # Packed in another process, after other tests there, it may be other bytes of the same program.
+            packed = kept.with_suffix(".program")
+            if packed.exists():
+                program = packed.read_bytes()
+            else:
+                packed.write_bytes(program)
         self._digest = hashlib.sha256(program).hexdigest()
         if kept is not None and kept.exists():
             with open(kept, "rb") as file:

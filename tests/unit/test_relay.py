@@ -392,11 +392,11 @@ def test_attack_fill_a_worker_with_bytes_so_that_nobody_else_gets_through(
     discovery = make_discovery(relay_worker_bytes=100_000)
     attacker = Relayed(discovery)
     floods = [threads.begin(attacker.call, b"x" * 24_000) for _ in range(2)]
-    waiting(discovery, 2)
+    offered(discovery, attacker, 2)
     refused_when_full(attacker, b"x" * 24_000)
     honest = attacker.of_another(discovery)
     calls = [*floods, threads.begin(honest.call, b"x" * 24_000)]
-    waiting(discovery, 3)
+    offered(discovery, attacker, 3)
     for _ in calls:
         (call,) = attacker.take().calls
         attacker.reply(call)
@@ -431,7 +431,7 @@ def test_attack_more_bytes_than_a_process_holds(make_discovery: MakeDiscovery, t
     discovery = make_discovery(relay_bytes=100_000)
     relayed = Relayed(discovery)
     called = threads.begin(relayed.call, b"x" * 60_000)
-    waiting(discovery, 1)
+    offered(discovery, relayed, 1)
     refused_when_full(relayed, b"x" * 60_000)
     (call,) = relayed.take().calls
     with pytest.raises(Problem) as full:
@@ -463,12 +463,15 @@ def test_attack_one_worker_with_all_polls(discovery: Discovery, relayed: Relayed
     assert all(each.result().calls == [] for each in polls if each.done())
     newest = threads.begin(relayed.take, wait_s=30.0)
     until(lambda: sum(each.done() for each in polls) == 3, what="one more")
-    calls = [threads.begin(relayed.call) for _ in range(4)]
-    until(lambda: sum(each.done() for each in [*polls, newest]) >= 7, what="the calls told")
-    for each in [*polls, newest]:
-        if each.done():
-            for call in each.result().calls:
-                relayed.reply(call)
+    calls = [threads.begin(relayed.call, wait_s=30.0) for _ in range(4)]
+
+    def told() -> dict[str, m.RelayedCall]:
+        done = [each.result().calls for each in [*polls, newest] if each.done()]
+        return {call.call_id: call for some in done for call in some}
+
+    until(lambda: len(told()) == 4, what="the calls told")
+    for call in told().values():
+        relayed.reply(call)
     assert [each.result(10) for each in calls] == [REPLY] * 4
     discovery.relay.let_go()
     assert all(each.result(10) for each in polls)
