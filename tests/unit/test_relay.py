@@ -463,16 +463,21 @@ def test_attack_one_worker_with_all_polls(discovery: Discovery, relayed: Relayed
     assert all(each.result().calls == [] for each in polls if each.done())
     newest = threads.begin(relayed.take, wait_s=30.0)
     until(lambda: sum(each.done() for each in polls) == 3, what="one more")
-    calls = [threads.begin(relayed.call, wait_s=30.0) for _ in range(4)]
+    calls = [threads.begin(relayed.call, wait_s=30.0) for _ in range(3)]  # more have no room before a poll is over
 
     def told() -> dict[str, m.RelayedCall]:
         done = [each.result().calls for each in [*polls, newest] if each.done()]
         return {call.call_id: call for some in done for call in some}
 
-    until(lambda: len(told()) == 4, what="the calls told")
-    for call in told().values():
-        relayed.reply(call)
-    assert [each.result(10) for each in calls] == [REPLY] * 4
+    until(lambda: bool(told()), what="a call told")
+    replied: set[str] = set()
+    # Two calls that come at once may wake one poll: the worker's next poll, which comes at once, has the other.
+    for _ in calls:
+        for call in (*told().values(), *relayed.take(wait_s=0.5).calls):
+            if call.call_id not in replied:
+                replied.add(call.call_id)
+                relayed.reply(call)
+    assert [each.result(10) for each in calls] == [REPLY] * 3
     discovery.relay.let_go()
     assert all(each.result(10) for each in polls)
     until(lambda: not discovery.relay._polls, what="nothing kept of polls that were answered")
