@@ -33,6 +33,7 @@ from typing import Any
 import redis
 
 from discovery.archive.files import LEDGER, ArchiveFault, Walk, first_number, segments
+from discovery.archive.writer import sync
 from discovery.ledger import Audit, verify
 from discovery.operator import store_of
 from discovery.store.books import Head
@@ -157,7 +158,7 @@ def backup_to(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (partial / MANIFEST).chmod(0o600)
         for path in (*_files(partial), partial):
-            _sync(path)
+            sync(path)
     return audit
 
 
@@ -266,7 +267,7 @@ def _appearing(target: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -310,14 +311,6 @@ def _files(directory: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _told(audit: Audit) -> str:

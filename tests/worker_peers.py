@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 from geventhttpclient import HTTPClient
 
 from ec262.config import WorkerSettings
+from ec262.discovery_client import DiscoveryClient
 from ec262.mapreduce.program import Program, map_header
 from ec262.protocol import keys
 from ec262.protocol import messages as m
@@ -169,3 +171,33 @@ def state_of(worker: Worker) -> tuple[object, ...]:
     """What no bad request may change."""
     held = worker.holdings
     return held.taken, held.unfinished, held.held_bytes, held.program_bytes, held.cursor, len(held.jobs)
+
+
+def push_leased(client: DiscoveryClient, foreman: Foreman, values: list[Any]) -> list[str]:
+    """Leases tasks at discovery and pushes them; returns the leases."""
+    inputs = [
+        [map_header(foreman.digest, index=index, partitions=1), encode_pairs([("k", value)])]
+        for index, value in enumerate(values)
+    ]
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    leased = client.lease_tasks(
+        m.LeaseTasks(
+            job_id=foreman.job_id,
+            idempotency_key=uuid.uuid4().hex,
+            tasks=[m.TaskWanted(input_digest=parts_digest(parts, domain=b"input")) for parts in inputs],
+            requirements=m.Requirements(python=version),
+        )
+    )
+    assert len(leased.tasks) == len(values)
+    foreman.poll_key = leased.poll_key
+    message = m.PushTasks(
+        tickets=leased.workers[0].tickets,
+        program=[seal(leased.program_key, foreman.blob)],
+        tasks=[
+            m.PushedTask(lease_id=task.replicas[0].lease_id, payload=[seal(task.input_key, frame_parts(parts))])
+            for task, parts in zip(leased.tasks, inputs, strict=True)
+        ],
+    )
+    status, body = foreman.post(message)
+    assert (status, m.decode(m.Pushed, body).taken) == (200, len(values)), body
+    return [task.lease_id for task in message.tasks]

@@ -153,7 +153,7 @@ class Writer:
         if walk.torn is not None and walk.torn.start == 0 and first_number(walk.torn.path) > acknowledged:
             log.warning("%s: its first write did not come to its end: removed", walk.torn.path)
             walk.torn.path.unlink()
-            _sync(self._directory)
+            sync(self._directory)
             self.pending, self.begun, self.rows = [], {}, {}
             self.recall(acknowledged, posted)
             return
@@ -216,7 +216,7 @@ class Writer:
             os.close(self._file)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         _write(self._file, data)
-        _sync(self._directory)
+        sync(self._directory)
         self._size = self._checkpoint_size = len(data)
 
 
@@ -295,7 +295,7 @@ def _write(file: int, data: bytes) -> None:
     os.fsync(file)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file's length or a directory's names are on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -24,18 +24,14 @@ from discovery.app import Discovery
 from ec262.config import WorkerSettings
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import SetupError
-from ec262.mapreduce.program import map_header
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import encode_pairs
-from ec262.protocol.framing import frame_parts, parts_digest
 from ec262.protocol.receipts import Kind, digests_of, tokens_digest
-from ec262.protocol.sealing import seal
 from ec262.serving import Server
 from ec262.worker.control import ask, control_directory, own_pids, workers_here
 from ec262.worker.preferences import choose
 from ec262.worker.service import Worker
 from tests.conftest import MakeDiscovery
-from tests.worker_peers import Foreman, make_worker
+from tests.worker_peers import Foreman, make_worker, push_leased
 
 SETTINGS = WorkerSettings(
     port=0, slots=1, linger_s=0.005, drain_s=2.0, retry_s=0.05, retry_max_s=0.1, look_every_s=0.02
@@ -101,30 +97,7 @@ def is_leased_to(client: DiscoveryClient, **how: Any) -> bool:
 def push(client: DiscoveryClient, worker: Worker, values: list[Any]) -> tuple[Foreman, list[str]]:
     """Leases real tasks and pushes them."""
     foreman = Foreman(worker.server.port)
-    inputs = [
-        [map_header(foreman.digest, index=index, partitions=1), encode_pairs([("k", value)])]
-        for index, value in enumerate(values)
-    ]
-    leased = client.lease_tasks(
-        m.LeaseTasks(
-            job_id=foreman.job_id,
-            idempotency_key=uuid.uuid4().hex,
-            tasks=[m.TaskWanted(input_digest=parts_digest(parts, domain=b"input")) for parts in inputs],
-            requirements=m.Requirements(python=PYTHON),
-        )
-    )
-    foreman.poll_key = leased.poll_key
-    message = m.PushTasks(
-        tickets=leased.workers[0].tickets,
-        program=[seal(leased.program_key, foreman.blob)],
-        tasks=[
-            m.PushedTask(lease_id=task.replicas[0].lease_id, payload=[seal(task.input_key, frame_parts(parts))])
-            for task, parts in zip(leased.tasks, inputs, strict=True)
-        ],
-    )
-    status, body = foreman.post(message)
-    assert status == 200, body
-    return foreman, [task.lease_id for task in message.tasks]
+    return foreman, push_leased(client, foreman, values)
 
 
 def settle(client: DiscoveryClient, worker: Worker, peer: Foreman, leases: list[str]) -> m.Settled:

@@ -25,17 +25,13 @@ from ec262.config import WorkerSettings
 from ec262.credentials import CredentialStore
 from ec262.discovery_client import DiscoveryClient, create_account_at
 from ec262.errors import Unauthorized
-from ec262.mapreduce.program import map_header
 from ec262.protocol import messages as m
-from ec262.protocol.canonical import encode_pairs
-from ec262.protocol.framing import frame_parts, parts_digest
 from ec262.protocol.receipts import digests_of, tokens_digest
-from ec262.protocol.sealing import seal
 from ec262.sandbox.selftest import ATTACKS
 from ec262.serving import Server
 from ec262.worker.service import Worker
 from tests.conftest import MakeDiscovery
-from tests.worker_peers import Foreman
+from tests.worker_peers import Foreman, push_leased
 
 SETTINGS = WorkerSettings(
     port=0, slots=1, linger_s=0.005, drain_s=2.0, show_receipts_after_s=0.0, retry_s=0.05, retry_max_s=0.1
@@ -68,36 +64,6 @@ def eventually(true: Callable[[], object], what: str) -> None:
     while not true():
         assert time.monotonic() < until, f"never: {what}"
         gevent.sleep(0.01)
-
-
-def push_leased(client: DiscoveryClient, foreman: Foreman, values: list[Any]) -> list[str]:
-    """Leases tasks at discovery and pushes them; returns the leases."""
-    inputs = [
-        [map_header(foreman.digest, index=index, partitions=1), encode_pairs([("k", value)])]
-        for index, value in enumerate(values)
-    ]
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    leased = client.lease_tasks(
-        m.LeaseTasks(
-            job_id=foreman.job_id,
-            idempotency_key=uuid.uuid4().hex,
-            tasks=[m.TaskWanted(input_digest=parts_digest(parts, domain=b"input")) for parts in inputs],
-            requirements=m.Requirements(python=version),
-        )
-    )
-    assert len(leased.tasks) == len(values)
-    foreman.poll_key = leased.poll_key
-    message = m.PushTasks(
-        tickets=leased.workers[0].tickets,
-        program=[seal(leased.program_key, foreman.blob)],
-        tasks=[
-            m.PushedTask(lease_id=task.replicas[0].lease_id, payload=[seal(task.input_key, frame_parts(parts))])
-            for task, parts in zip(leased.tasks, inputs, strict=True)
-        ],
-    )
-    status, body = foreman.post(message)
-    assert (status, m.decode(m.Pushed, body).taken) == (200, len(values)), body
-    return [task.lease_id for task in message.tasks]
 
 
 def test_it_enters_with_an_account_of_its_own_and_leaves(discovery: Discovery, server: Server, tmp_path: Path) -> None:
