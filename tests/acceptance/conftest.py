@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,15 @@ class Network:
         return dict(requests.get(f"{self.url}/v1/credits", timeout=10).json())
 
     def close(self) -> None:
-        """Ends everything."""
-        for process in (*self.workers, self.discovery):
-            if process.popen.poll() is None:
-                process.popen.terminate()
-        for process in (*self.workers, self.discovery):
-            process.wait()
+        """Ends everything; tells workers twice that wait for a foreman (one that was killed) to fetch results."""
+        for told in (1, 2):
+            for process in (*self.workers, self.discovery):
+                if process.popen.poll() is None:
+                    process.popen.terminate()
+            for process in (*self.workers, self.discovery):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10.0 if told == 1 else 30.0)
+        assert not [p.popen.args for p in (*self.workers, self.discovery) if p.popen.poll() is None]
 
 
 @pytest.fixture
