@@ -1,6 +1,6 @@
 """Keys: each derived from another by HKDF-SHA-256 (RFC 5869) under a label of its own, so no key serves two purposes.
 
-Written out over SHA-256: discovery derives five keys a replica, and `hmac.digest` takes twice as long as the two
+Written out over SHA-256: discovery derives three keys a replica, and `hmac.digest` takes twice as long as the two
 digests that HMAC is, libraries' HKDF ten to fifty times; `TaskKeys` makes the same once more with all prepared that is
 alike for every task, which halves it. Tests compare with RFC 5869's vectors and with `cryptography`.
 """
@@ -8,6 +8,7 @@ alike for every task, which halves it. Tests compare with RFC 5869's vectors and
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from hashlib import sha256
 
 _SALT = b"ec262/v1"
@@ -23,7 +24,6 @@ class Label(Enum):
     WORKER = b"worker key"
     TICKET_SEAL = b"ticket seal"
     RECEIPT_SEAL = b"receipt seal"
-    TASK = b"task key"
     INPUT = b"input key"
     RESULT = b"result key"
     PROGRAM = b"program key"
@@ -80,18 +80,16 @@ def extract(secret: bytes) -> bytes:
 
 
 def expand(extracted: bytes, label: Label, *context: bytes) -> bytes:
-    """`derive`, of a secret that was extracted; or of one that was derived, which needs no extraction (RFC 5869, 3.3).
-
-    The keys of a task are made of its root key so, for that is a good part of what a settlement costs.
-    """
+    """`derive`, of a secret that was extracted."""
     info: bytes = label._value_
     for item in context:
-        info += b"\0" + len(item).to_bytes(4, "big") + item
+        info += b"\0" + _prefixed(item)
     return hmac_sha256(extracted, info + b"\x01")
 
 
+@lru_cache(maxsize=4096)
 def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
-    """The key that discovery shares with one worker."""
+    """The key that discovery shares with one worker; kept, for each request names the same workers."""
     return derive(master, Label.WORKER, worker_id.encode(), key_version.to_bytes(4, "big"))
 
 
@@ -105,55 +103,44 @@ def relay_pass_key(master: bytes) -> bytes:
     return derive(master, Label.RELAY_PASS)
 
 
-def task_key(wrapping_key: bytes, nonce: bytes, task_id: str) -> bytes:
-    """A task's root key: gone as soon as either its nonce or the wrapping key is."""
-    return derive(wrapping_key, Label.TASK, nonce, task_id.encode())
-
-
-_TASK = Label.TASK.value + b"\0"
-_INPUT = Label.INPUT.value + b"\x01"
+_INPUT = Label.INPUT.value + b"\0"
 _RESULT = Label.RESULT.value + b"\0"
 """What `expand` has its MAC begin with."""
 
 
 class TaskKeys:
-    """The keys of one task, as `task_key`, `input_key` and `result_key` make them; the input's is made once.
+    """The keys of one task: gone as soon as either its nonce or the wrapping key is. Equal to what `expand` makes.
 
     Args:
         wrapping: the wrapping key, extracted.
+        nonce: random bytes of the task's record.
     """
 
-    __slots__ = ("_input", "_task")
+    __slots__ = ("_input", "_nonce", "_task_id", "_wrapping")
 
     def __init__(self, wrapping: Prepared, nonce: bytes, task_id: str) -> None:
-        name = task_id.encode()
-        self._task = Prepared(wrapping.mac(b"%b%b%b\0%b%b\x01" % (_TASK, _length(nonce), nonce, _length(name), name)))
+        self._wrapping = wrapping
+        self._nonce = nonce
+        self._task_id = task_id
         self._input = b""
 
     def input(self) -> bytes:
-        """The key of the task's input."""
+        """The key under which the task's input travels, known to its foreman and its workers."""
         if not self._input:
-            self._input = self._task.mac(_INPUT)
+            self._input = self._make(_INPUT, self._task_id.encode())
         return self._input
 
     def result(self, lease_id: str) -> bytes:
-        """The key of one replica's result."""
-        name = lease_id.encode()
-        return self._task.mac(b"%b%b%b\x01" % (_RESULT, _length(name), name))
+        """The key under which the result of one of its replicas travels, known to its worker, and to the foreman once
+        it has paid."""
+        return self._make(_RESULT, lease_id.encode())
+
+    def _make(self, label: bytes, name: bytes) -> bytes:
+        return self._wrapping.mac(b"%b%b\0%b\x01" % (label, _prefixed(self._nonce), _prefixed(name)))
 
 
-def _length(item: bytes) -> bytes:
-    return len(item).to_bytes(4, "big")
-
-
-def input_key(task: bytes) -> bytes:
-    """The key under which a task's input travels, known to its foreman and its workers."""
-    return expand(task, Label.INPUT)
-
-
-def result_key(task: bytes, lease_id: str) -> bytes:
-    """The key under which one replica's result travels, known to its worker, and to the foreman once it has paid."""
-    return expand(task, Label.RESULT, lease_id.encode())
+def _prefixed(item: bytes) -> bytes:
+    return len(item).to_bytes(4, "big") + item
 
 
 def program_key(master: bytes, account_id: str, job_id: str) -> bytes:

@@ -6,6 +6,8 @@ most of discovery's work. A bundle is redeemed lease by lease.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from ec262.errors import SealBroken, TicketRefused
@@ -56,9 +58,14 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(TicketBundle)
 
 
+@lru_cache(maxsize=4096)
+def _seal_key(worker_key: bytes) -> bytes:
+    return derive(worker_key, Label.TICKET_SEAL)
+
+
 def seal_tickets(worker_key: bytes, bundle: TicketBundle) -> bytes:
     """The bundle as a token for the worker that holds `worker_key`."""
-    return seal(derive(worker_key, Label.TICKET_SEAL), _encoder.encode(bundle))
+    return seal(_seal_key(worker_key), _encoder.encode(bundle))
 
 
 def open_tickets(worker_key: bytes, token: bytes, *, worker_id: str, epoch: int) -> TicketBundle:
@@ -68,7 +75,7 @@ def open_tickets(worker_key: bytes, token: bytes, *, worker_id: str, epoch: int)
         TicketRefused: not sealed for this worker, or for an earlier start of it.
     """
     try:
-        bundle = _decoder.decode(unseal(derive(worker_key, Label.TICKET_SEAL), token))
+        bundle = _decoder.decode(unseal(_seal_key(worker_key), token))
     except (SealBroken, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise TicketRefused("the ticket was not sealed for this worker, or was changed on its way") from None
     if bundle.worker_id != worker_id:

@@ -15,11 +15,8 @@ from ec262.protocol.keys import (
     derive,
     extract,
     hkdf_sha256,
-    input_key,
     poll_key,
     program_key,
-    result_key,
-    task_key,
     worker_key,
 )
 
@@ -97,15 +94,18 @@ def test_labels_are_prefix_free_up_to_their_end() -> None:
 
 def test_no_two_keys_of_a_task_are_equal() -> None:
     master = b"m" * 32
-    task = task_key(master, b"n" * 16, "t" * 24)
+    wrapping = Prepared(extract(master))
+    task = TaskKeys(wrapping, b"n" * 16, "t")
     made = [
-        task,
-        task_key(master, b"N" * 16, "t" * 24),
-        task_key(master, b"n" * 16, "T" * 24),
-        task_key(b"M" * 32, b"n" * 16, "t" * 24),
-        input_key(task),
-        result_key(task, "t.0"),
-        result_key(task, "t.1"),
+        task.input(),
+        TaskKeys(wrapping, b"N" * 16, "t").input(),
+        TaskKeys(wrapping, b"n" * 16, "T").input(),
+        TaskKeys(Prepared(extract(b"M" * 32)), b"n" * 16, "t").input(),
+        task.result("t"),
+        task.result("t.0"),
+        task.result("t.1"),
+        TaskKeys(wrapping, b"N" * 16, "t").result("t.0"),
+        TaskKeys(Prepared(extract(b"M" * 32)), b"n" * 16, "t").result("t.0"),
         worker_key(master, "w", 1),
         worker_key(master, "w", 2),
         worker_key(master, "v", 1),
@@ -122,21 +122,23 @@ def test_no_two_keys_of_a_task_are_equal() -> None:
 def test_golden_keys() -> None:
     """Keys are part of the protocol: an older party has to derive the same."""
     master = bytes(range(32))
-    task = task_key(master, b"n" * 16, "t" * 24)
+    task = TaskKeys(Prepared(extract(master)), b"n" * 16, "t" * 24)
     assert worker_key(master, "w" * 16, 1).hex() == "c2353166bbf4f0bb8f1e15d738fb242610c9ab39b8fd61d2a3c76adbc38dafb7"
-    assert task.hex() == "e64c2f09f1be53d42f3013117f60ef6e1f50815887cee130a3a5d84aca409c27"
-    assert input_key(task).hex() == "bc6d111df19a7712cc32245864d0a9c74e3691e3a4a249d0dcfca69a9dc6d3dc"
-    assert result_key(task, "t.0").hex() == "d1a3426f6524cd571d45148de620dc7437ebe67aef3ba10082e3f5e03afbe626"
+    assert task.input().hex() == "30e782462503975042784917cd9c19ded172bf92702983730ee2d14fd089eb5d"
+    assert task.result("t.0").hex() == "974a95a6f1aca0eec92433a52020304249a1b682601608ed85f9b76b16c3bf9f"
     assert program_key(master, "a", "j").hex() == "ab6a8cb63b9f15198a5ca5c6985dfa76a61924f2c2c41bef0c5872c05c49b6b2"
     assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
 
 
 @QUICK
 @given(st.binary(min_size=1, max_size=80), st.binary(max_size=80), st.text(max_size=40), st.text(max_size=40))
-def test_the_keys_of_a_task_made_together_are_those_made_singly(
+def test_the_keys_of_a_task_made_the_short_way_are_those_of_hkdf(
     wrapping: bytes, nonce: bytes, task_id: str, lease_id: str
 ) -> None:
     together = TaskKeys(Prepared(extract(wrapping)), nonce, task_id)
-    task = task_key(wrapping, nonce, task_id)
-    assert together.input() == together.input() == input_key(task)
-    assert together.result(lease_id) == result_key(task, lease_id)
+    for key, label, name in (
+        (together.input(), Label.INPUT, task_id),
+        (together.input(), Label.INPUT, task_id),
+        (together.result(lease_id), Label.RESULT, lease_id),
+    ):
+        assert key == derive(wrapping, label, nonce, name.encode())
