@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from discovery.credibility import NEWCOMER, QUIET, Noise, Standing, Tally
 from discovery.records import TaskRecord
+from discovery.verdict import FirstWord, first_word
 
 Move = tuple[str, str, int]
 """Credits on their way: from, to, amount. Places are ``mint``, ``burn``, ``account:<id>`` and ``escrow:<task>``."""
@@ -59,6 +60,8 @@ class Changes:
         touched: tasks to be committed though their states are as before.
         halved, restored: workers that get half of what they got, and those that get all again.
         denied: parties of foremen by whom a worker says it was never pushed a lease; of too many it gets half as well.
+        agreed: replicas that agreed with what was accepted, and what was paid for them in all, by (account of the
+            foreman, worker, its account, ms from which the pay may be spent): `add_up` says what follows from it.
     """
 
     tasks: list[tuple[TaskRecord, int, int | None]] = field(default_factory=list)
@@ -74,6 +77,25 @@ class Changes:
     halved: set[str] = field(default_factory=set)
     restored: set[str] = field(default_factory=set)
     denied: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    agreed: dict[tuple[str, str, str, int], tuple[int, int]] = field(default_factory=dict)
+
+    def add_up(self) -> None:
+        """Puts what follows from `agreed` with the rest: most of what a settlement counts, and this once a worker."""
+        for (foreman, worker_id, payee, vests_ms), (replicas, credits) in self.agreed.items():
+            self.counts[f"account:{foreman}", "escrow"] -= credits
+            self.counts[f"worker:{worker_id}", "agreed"] += replicas
+            self.counts["stats", "paid"] += replicas
+            self.restored.add(worker_id)
+            self.pay(foreman, worker_id, payee, vests_ms, credits)
+        self.agreed.clear()
+
+    def pay(self, foreman: str, worker_id: str, payee: str, vests_ms: int, credits: int) -> None:
+        """Counts what an account was paid for its worker by that of a foreman; negative: it went back."""
+        self.counts[f"account:{payee}", "earned"] += credits
+        self.counts[f"account:{foreman}", "spent"] += credits
+        self.counts[f"worker:{worker_id}", "earned"] += credits
+        if vests_ms:
+            self.vesting[payee, vests_ms] += credits
 
     def move(self, source: str, target: str, amount: int) -> None:
         """Notes that credits move; from a place to itself is no movement."""
@@ -137,6 +159,7 @@ class View:
         doubted: workers that dissented in this foreman's own jobs.
         parted: accounts whose workers get no more leases of the job, for they deny too many.
         undelivered: workers of whose results the foreman said in this job that they did not arrive.
+        first_words: those of them that were asked for (`first_word`).
     """
 
     party: str
@@ -151,6 +174,14 @@ class View:
     doubted: frozenset[str] = frozenset()
     parted: frozenset[str] = frozenset()
     undelivered: frozenset[str] = frozenset()
+    first_words: dict[str, FirstWord] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def first_word(self, worker_id: str) -> FirstWord:
+        """What a worker's answer is worth alone: reckoned once, for it answers many of a settlement's tasks."""
+        found = self.first_words.get(worker_id)
+        if found is None:
+            found = self.first_words[worker_id] = first_word(self.standing(worker_id))
+        return found
 
     def standing(self, worker_id: str) -> Standing:
         """Of a worker; one that nobody knows is a newcomer."""

@@ -138,7 +138,7 @@ class Leasing:
             except Conflict:
                 continue
             leases = [(position, record, list(range(len(record.replicas)))) for position, record in enumerate(records)]
-            workers = {worker.worker_id: worker for group in groups for worker in group}
+            workers = {worker.worker_id: worker for worker in fit}
             return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
@@ -315,35 +315,40 @@ class Leasing:
         number, _ = self._keyring.current(now_ms / 1000)
         random_bytes = secrets.token_bytes(28 * len(groups))
         records = []
-        redundancy, quorum = wanted.policy.redundancy, wanted.policy.quorum
-        if wanted.policy.confidence:
-            redundancy = quorum = 1
+        worker_class, capabilities = fit
+        policy, job_id = wanted.policy, wanted.job_id
+        redundancy, quorum = (1, 1) if policy.confidence else (policy.redundancy, policy.quorum)
         units = price_of(wanted.tasks[0].cpu_limit_s)
         limits = {task.cpu_limit_s for task in wanted.tasks}
-        timeouts = {limit_s: self._timeout(limit_s, wanted.timeout_s) for limit_s in limits}
+        times = {
+            limit_s: (max(limit_s, self._settings.min_cpu_limit_s), self._timeout(limit_s, wanted.timeout_s))
+            for limit_s in limits
+        }
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
             entropy = random_bytes[28 * position : 28 * position + 28]
+            cpu_limit_s, timeout_s = times[task.cpu_limit_s]
+            # By position: so many keywords take as long as all else that is done here for a task.
             record = TaskRecord(
-                task_id=entropy[:12].hex(),
-                account_id=account_id,
-                job_id=wanted.job_id,
-                version=0,
-                state=TaskState.LEASED,
-                created_ms=now_ms,
-                nonce=entropy[12:],
-                wrapping=number,
-                input_digest=task.input_digest,
-                cpu_limit_s=max(task.cpu_limit_s, self._settings.min_cpu_limit_s),
-                timeout_s=timeouts[task.cpu_limit_s],
-                units=units,
-                redundancy=redundancy,
-                quorum=quorum,
-                max_replicas=wanted.policy.max_replicas,
-                worker_class=fit[0],
-                replicas=[],
-                capabilities=fit[1],
+                entropy[:12].hex(),
+                account_id,
+                job_id,
+                0,
+                TaskState.LEASED,
+                now_ms,
+                entropy[12:],
+                number,
+                task.input_digest,
+                cpu_limit_s,
+                timeout_s,
+                units,
+                redundancy,
+                quorum,
+                policy.max_replicas,
+                worker_class,
+                [],
+                capabilities=capabilities,
                 offer=wanted.offer,
-                confidence=wanted.policy.confidence,
+                confidence=policy.confidence,
             )
             budget -= sum([price_for(record, worker) for worker in group])
             if budget < 0:

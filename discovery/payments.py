@@ -26,11 +26,11 @@ def judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Cha
     replica = task.replicas[number]
     if replica.kind is task.kind and replica.commitment == task.commitment:
         replica.state = advance_replica(replica.state, ReplicaEvent.AGREED)
-        pay(task, number, replica.price, now_ms, terms, changes)
-        changes.counts[f"account:{task.account_id}", "escrow"] -= replica.price
-        changes.counts[f"worker:{replica.worker_id}", "agreed"] += 1
-        changes.counts["stats", "paid"] += 1
-        changes.restored.add(replica.worker_id)
+        changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", replica.price)
+        replica.vests_ms = _vests_ms(now_ms, terms)
+        key = (task.account_id, replica.worker_id, replica.worker_account, replica.vests_ms)
+        replicas, credits = changes.agreed.get(key, (0, 0))
+        changes.agreed[key] = replicas + 1, credits + replica.price
         changes.frees[replica.worker_id].append(task.lease_id(number))
     else:
         replica.state = advance_replica(replica.state, ReplicaEvent.DISAGREED)
@@ -38,28 +38,12 @@ def judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Cha
         refund(task, number, changes)
 
 
-def pay(task: TaskRecord, number: int, amount: int, now_ms: int, terms: Terms, changes: Changes) -> None:
-    """Moves a replica's pay out of escrow."""
-    replica = task.replicas[number]
-    payee = f"account:{replica.worker_account}"
-    changes.move(f"escrow:{task.task_id}", payee, amount)
-    changes.counts[payee, "earned"] += amount
-    changes.counts[f"account:{task.account_id}", "spent"] += amount
-    changes.counts[f"worker:{replica.worker_id}", "earned"] += amount
-    if terms.vesting_ms:
-        replica.vests_ms = now_ms + terms.vesting_ms
-        changes.vesting[replica.worker_account, replica.vests_ms] += amount
-
-
 def pay_back(task: TaskRecord, replica: ReplicaRecord, now_ms: int, changes: Changes) -> int:
     """Moves a paid replica's pay back to its foreman, unless it has vested; returns how much that is."""
     if now_ms >= replica.vests_ms:
         return 0
     changes.move(f"account:{replica.worker_account}", f"account:{task.account_id}", replica.price)
-    changes.counts[f"account:{replica.worker_account}", "earned"] -= replica.price
-    changes.counts[f"worker:{replica.worker_id}", "earned"] -= replica.price
-    changes.counts[f"account:{task.account_id}", "spent"] -= replica.price
-    changes.vesting[replica.worker_account, replica.vests_ms] -= replica.price
+    changes.pay(task.account_id, replica.worker_id, replica.worker_account, replica.vests_ms, -replica.price)
     return replica.price
 
 
@@ -68,7 +52,9 @@ def compensate(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes
     replica = task.replicas[number]
     replica.state = advance_replica(replica.state, ReplicaEvent.EFFORT_OWED)
     fee = effort_fee(replica)
-    pay(task, number, fee, now_ms, terms, changes)
+    changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", fee)
+    replica.vests_ms = _vests_ms(now_ms, terms)
+    changes.pay(task.account_id, replica.worker_id, replica.worker_account, replica.vests_ms, fee)
     refund(task, number, changes, less=fee)
 
 
@@ -78,3 +64,8 @@ def refund(task: TaskRecord, number: int, changes: Changes, *, less: int = 0) ->
     changes.move(f"escrow:{task.task_id}", f"account:{task.account_id}", replica.price - less)
     changes.counts[f"account:{task.account_id}", "escrow"] -= replica.price
     changes.frees[replica.worker_id].append(task.lease_id(number))
+
+
+def _vests_ms(now_ms: int, terms: Terms) -> int:
+    """From when on pay may be spent; 0: at once."""
+    return now_ms + terms.vesting_ms if terms.vesting_ms else 0

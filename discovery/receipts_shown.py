@@ -6,6 +6,7 @@ Decided without I/O. What receipts do to tasks is said in `tasks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from discovery.records import TaskRecord, split_lease
 from ec262.errors import SealBroken
@@ -23,18 +24,16 @@ Refusals = dict[tuple[int, str], list[str]]
 """Leases whose receipts do not count, by the position of their bundle and why."""
 
 
-class Shown:
+class Shown(NamedTuple):
     """A receipt somebody showed: whose, of which epoch, for which replica of which task, and what arrived with it."""
 
-    __slots__ = ("arrived", "bundle", "epoch", "number", "receipt", "task_id", "worker_id")
-
-    def __init__(self, bundle: int, worker_id: str, epoch: int, receipt: Receipt, arrived: bytes | None) -> None:
-        self.arrived = arrived
-        self.bundle = bundle
-        self.worker_id = worker_id
-        self.epoch = epoch
-        self.receipt = receipt
-        self.task_id, self.number = split_lease(receipt.lease_id)
+    bundle: int
+    worker_id: str
+    epoch: int
+    receipt: Receipt
+    arrived: bytes | None
+    task_id: str
+    number: int
 
 
 def open_shown(
@@ -55,8 +54,17 @@ def open_shown(
             bundle = open_receipts(worker_key(item.worker_id), item.token, worker_id=item.worker_id)
             worker_id, epoch, arrived = bundle.worker_id, bundle.epoch, item.arrived
             shown += [
-                Shown(position, worker_id, epoch, receipt, None if by_worker else arrived.get(receipt.lease_id, b""))
+                Shown(
+                    position,
+                    worker_id,
+                    epoch,
+                    receipt,
+                    None if by_worker else arrived.get(receipt.lease_id, b""),
+                    task_id,
+                    number,
+                )
                 for receipt in bundle.receipts
+                for task_id, number in (split_lease(receipt.lease_id),)
             ]
         except (SealBroken, ValueError):
             refused[position, NOT_OPEN] = list(item.arrived)

@@ -13,7 +13,7 @@ from collections import Counter
 
 from discovery.beliefs import teach, teach_late, unlearn, voices_of
 from discovery.changes import NEVER, Changes, Terms, View
-from discovery.credibility import Tally, chance_of, credibility, established
+from discovery.credibility import Tally, chance_of, established
 from discovery.payments import compensate, effort_fee, judge, pay_back, price_for, refund
 from discovery.records import ReplicaRecord, TaskRecord, WorkerRecord
 from discovery.verdict import Accepted, Answer, More, Pending, Undecided, Verdict, decide, decide_credible
@@ -128,6 +128,13 @@ def verdict_on(task: TaskRecord, view: View, *, further: float | None = None) ->
     Args:
         further: how far the worker that is asked next is probably believed; None: it is a newcomer.
     """
+    if task.confidence and len(task.replicas) == 1 and not task.heard:
+        # Most tasks of a network that knows its workers: as `decide_credible` decides it, with all prepared.
+        (replica,) = task.replicas
+        if replica.state is ReplicaState.REPORTED and replica.kind is not None:
+            alone = view.first_word(replica.worker_id)
+            if alone.counts(task.confidence, chance_of(view.secret, task.task_id)):
+                return Accepted((replica.kind, replica.commitment), alone.believed)
     answers: list[Answer] = []
     outstanding = ran = 0
     for replica in task.replicas:
@@ -188,7 +195,7 @@ def accept(task: TaskRecord, verdict: Accepted, now_ms: int, terms: Terms, view:
         changes.jobs[task.account_id, task.job_id].accepted.append(task.task_id)
         for replica in task.replicas:
             if replica.state is ReplicaState.REPORTED:
-                replica.believed = credibility(view.standing(replica.worker_id))
+                replica.believed = view.first_word(replica.worker_id).believed
     for number, replica in enumerate(task.replicas):
         if replica.state is ReplicaState.REPORTED:
             judge(task, number, now_ms, terms, changes)

@@ -103,6 +103,27 @@ class Voice(NamedTuple):
     standing: Standing
 
 
+class FirstWord(NamedTuple):
+    """What the answer of a worker is worth while it is a task's only one.
+
+    Attributes:
+        believed: how likely it is right.
+        checked: it is a spot check of that worker where the task's chance is below this.
+    """
+
+    believed: float
+    checked: float
+
+    def counts(self, confidence: float, chance: int) -> bool:
+        """Whether it is accepted, and the task not checked."""
+        return self.believed >= confidence and chance >= self.checked
+
+
+def first_word(of: Standing, assumed: Assumptions = USUAL) -> FirstWord:
+    """A worker's, by what is known of it."""
+    return FirstWord(credibility(of, assumed), check_rate((of,), assumed) * CHANCES)
+
+
 class Heard(NamedTuple):
     """What a voice weighed. `believed` is 0 where it did not count: banned, or another of its party spoke for it."""
 
@@ -218,9 +239,9 @@ def decide_credible(
     if len(voices) == 1:
         # Most tasks of a network that knows its workers: the first answer is believed, and the task not checked.
         (voice,) = voices
-        believed = credibility(voice.standing, assumed)
-        if believed >= confidence and chance >= check_rate((voice.standing,), assumed) * CHANCES:
-            return Accepted(voice.answer, believed)
+        alone = first_word(voice.standing, assumed)
+        if alone.counts(confidence, chance):
+            return Accepted(voice.answer, alone.believed)
     weighed = _weigh(voices, assumed)
     best = weighed.best
     reached = 0.0 if best is None else weighed.probability(best)

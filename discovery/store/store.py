@@ -277,6 +277,7 @@ class Store:
         Raises:
             Conflict: what `changes` was decided on is no longer so.
         """
+        changes.add_up()
         places: defaultdict[str, int] = defaultdict(int)
         for source, target, amount in changes.moves:
             places[source] -= amount

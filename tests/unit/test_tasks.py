@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from discovery.beliefs import hear, overturn, reconsider, settled_answers
+from discovery.beliefs import hear, overturn, reconsider, settled_answers, voices_of
 from discovery.changes import NEVER, Changes, Terms, View
-from discovery.credibility import Noise, Standing, Tally
+from discovery.credibility import Noise, Standing, Tally, chance_of
 from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.tasks import (
@@ -33,7 +33,7 @@ from discovery.tasks import (
     verdict_on,
     waited_for,
 )
-from discovery.verdict import Accepted, More, Pending, Undecided
+from discovery.verdict import Accepted, More, Pending, Undecided, decide_credible
 from ec262.protocol.credits import price_of
 from ec262.protocol.receipts import Kind, Receipt, tokens_digest
 from ec262.protocol.states import HOLDS_ESCROW, ReplicaState, TaskState
@@ -113,6 +113,7 @@ class Life:
             accept(self.task, verdict, self.now_ms, self.terms, self.view, self.changes)
         elif isinstance(verdict, Undecided):
             give_up(self.task, self.now_ms, self.terms, self.view, self.changes)
+        self.changes.add_up()
 
     def pass_time(self, ms: int) -> None:
         self.now_ms += ms
@@ -125,6 +126,7 @@ class Life:
         return self.task.state
 
     def check(self) -> None:
+        self.changes.add_up()
         task, escrow, foreman = self.task, f"escrow:{TASK_ID}", f"account:{FOREMAN}"
         put_in = sum(amount for _, target, amount in self.changes.moves if target == escrow)
         out: defaultdict[str, int] = defaultdict(int)
@@ -862,6 +864,36 @@ def test_what_others_vouched_for_stays_paid_though_one_of_them_was_convicted() -
     assert reclaim(life.task, life.view, life.now_ms, life.changes) == 0
     assert [life.state_of(number) for number in range(3)] == [ReplicaState.PAID] * 3
     life.check()
+
+
+@given(
+    verified=st.sampled_from([0.0, 1.0, 9.0, 25.0, 60.0, 500.0]),
+    doubts=st.sampled_from([0.0, 0.0, 0.5, 3.0]),
+    auditor=st.booleans(),
+    banned=st.booleans(),
+    confidence=st.sampled_from([0.5, 0.8, 0.9, 0.99, 0.9999]),
+    secret=st.binary(min_size=32, max_size=32),
+)
+def test_the_short_way_to_believe_a_first_answer_decides_as_the_long_one(
+    verified: float, doubts: float, auditor: bool, banned: bool, confidence: float, secret: bytes
+) -> None:
+    view = replace(known(w0=Standing(verified, doubts, auditor, banned)), secret=secret)
+    life = Life(confidence=confidence, view=view)
+    life.report(0, Kind.OK, ANSWERS[0])
+    short = verdict_on(life.task, view)
+    chance = chance_of(secret, TASK_ID)
+    long = decide_credible(
+        voices_of(life.task, view), outstanding=0, confidence=confidence, max_replicas=9, chance=chance
+    )
+    assert short == long
+    if isinstance(short, Accepted) and isinstance(long, Accepted):
+        assert short.confidence == long.confidence
+
+
+def test_a_first_answer_is_worth_what_is_known_of_its_worker_now() -> None:
+    view = known(w0=Standing(60.0))
+    assert view.first_word(worker(0).worker_id).believed > 0.99
+    assert banning(view, 0).first_word(worker(0).worker_id).believed == 0.0, "nothing is kept from another view"
 
 
 def test_a_dispute_of_honest_bytes_costs_the_foreman() -> None:
