@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,13 @@ class Store:
             places[source] -= amount
             places[target] += amount
         accounts, escrows = _split(places)
-        counts = [(key, name, n) for (key, name), n in changes.counts.items() if n]
-        if in_flight := sum(escrows[1]):
-            counts.append(("stats", "escrow", in_flight))
+        counts = defaultdict(int, changes.counts)
+        counts["stats", "escrow"] += sum(escrows[1])
+        vesting: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for (account, vests_ms), amount in changes.vesting.items():
+            # By tens of seconds, never too early.
+            vesting[str(-(-vests_ms // VESTING_MS)), account] += amount
+            counts[f"account:{account}", "unvested"] += amount
         ids, versions, dues, sizes = [], [], [], []
         blobs = bytearray()
         for record, version, due_ms in changes.tasks:
@@ -306,7 +310,7 @@ class Store:
                 "escrows": escrows,
                 "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
                 "frees": [(worker, leases, _share(changes, worker)) for worker, leases in changes.frees.items()],
-                "counts": counts,
+                "counts": _by_key(counts),
                 "needs": list(needs.items()) if needs else [],
                 "lessons": [
                     (worker, party, tally.verified, tally.doubts, tally.words)
@@ -323,7 +327,7 @@ class Store:
                     for (account, job), each in changes.jobs.items()
                 ],
                 "hush": ":".join(changes.hush) if changes.hush else "",
-                "vesting": _vesting(changes),
+                "vesting": _by_key(vesting),
                 "caps": _CAPS,
                 "kept": now_ms + terms.kept_ms,
                 "most_share": terms.most_share,
@@ -414,24 +418,25 @@ def _flat(counts: dict[str, int]) -> list[str | int]:
     return [part for item in counts.items() if item[1] for part in item]
 
 
-def _vesting(changes: Changes) -> list[tuple[str, int, int]]:
-    """Pay that vests, by tens of seconds, never too early."""
-    buckets: defaultdict[tuple[str, int], int] = defaultdict(int)
-    for (account, vests_ms), amount in changes.vesting.items():
-        buckets[account, -(-vests_ms // VESTING_MS)] += amount
-    return [(account, bucket, amount) for (account, bucket), amount in buckets.items() if amount]
+def _by_key(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, list[str | int]]]:
+    """Increments by hash and field: for each hash field, increment, field, increment."""
+    found: defaultdict[str, list[str | int]] = defaultdict(list)
+    for (key, name), n in counts.items():
+        if n:
+            found[key] += (name, n)
+    return list(found.items())
 
 
-def _split(places: dict[str, int]) -> tuple[list[tuple[str, int]], tuple[list[str], list[int]]]:
+def _split(places: dict[str, int]) -> tuple[list[str | int], tuple[list[str], list[int]]]:
     """What accounts gain; and tasks' escrows with what they gain."""
-    accounts = []
+    accounts: list[str | int] = []
     tasks, gains = [], []
     for place, amount in places.items():
         if amount and place.startswith("escrow:"):
             tasks.append(place[7:])
             gains.append(amount)
         elif amount:
-            accounts.append((place, amount))
+            accounts += (place, amount)
     return accounts, (tasks, gains)
 
 

@@ -33,14 +33,14 @@
 -- ARGV[1]: MessagePack of what follows; ARGV[2]: the ledger's entry, or ""; ARGV[3]: version .. record of all tasks, one after
 -- the other (Redis' MessagePack takes no bytes, and many arguments cost both sides more than one).
 --   tasks:    [[id, ...], [expected version or "", ...], [due ms or -1, ...], [bytes in ARGV[3], 0 to delete it, ...]]
---   accounts: [[place, delta], ...]; escrows: [[task id, ...], [delta, ...]]
+--   accounts: [place, delta, ...]; escrows: [[task id, ...], [delta, ...]]
 --   takes:    [[worker id, epoch, [lease id, ...]], ...]
 --   frees:    [[worker id, [lease id, ...], 1 when its share is to be whole again, -1 to be halved, or 0], ...]
---   counts:   [[key, field, delta], ...]; needs: [[place, least balance that may be spent], ...]
+--   counts:   [[key, [field, delta, ...]], ...]; needs: [[place, least balance that may be spent], ...]
 --   lessons:  [[worker id, party, verified, doubts, words], ...]
 --   jobs:     [[account:job, answers, compared, differed, doubts, effort, undelivered, accepted, recompute, held, back], ...]:
 --             hashes as [field, delta, ...], sets as [id, ...]
---   vesting:  [[account, time, delta], ...]; idempotency: [account:key, value, ttl s] or []
+--   vesting:  [[time, [account, delta, ...]], ...]; idempotency: [account:key, value, ttl s] or []
 --   caps:     [verified and doubts that a foreman's tally shares, doubts that accuse, verified from which it is halved]
 --   denied:   [[worker id, party, ...], ...]; hold: [most that :held may come to, parties from which a share is halved]
 --   hush: account:job whose doubts are taken back, which happens once, or ""
@@ -100,8 +100,11 @@ for _, n in ipairs(c.needs) do
   if tonumber(redis.call('HGET', P .. 'balances', n[1]) or '0') - unvested < n[2] then return {'credits', n[1]} end
 end
 for _, v in ipairs(c.vesting) do
-  if v[3] < 0 and tonumber(redis.call('HGET', P .. 'vesting:' .. v[2], v[1]) or '0') < -v[3] then
-    return {'vesting', v[1]}
+  local payees = v[2]
+  for at = 1, #payees, 2 do
+    if payees[at + 1] < 0 and tonumber(redis.call('HGET', P .. 'vesting:' .. v[1], payees[at]) or '0') < -payees[at + 1] then
+      return {'vesting', payees[at]}
+    end
   end
 end
 for _, j in ipairs(c.jobs) do
@@ -141,35 +144,48 @@ in_pieces('DEL', nil, gone)
 in_pieces('MSET', nil, written)
 in_pieces('ZREM', P .. 'due', idle)
 in_pieces('ZADD', P .. 'due', due)
-for _, a in ipairs(c.accounts) do redis.call('HINCRBY', P .. 'balances', a[1], a[2]) end
-local held, gains, left, empty = c.escrows[1], c.escrows[2], {}, {}
-for start = 1, #held, 1000 do
-  local found = redis.call('HMGET', P .. 'escrow', unpack(held, start, math.min(start + 999, #held)))
-  for n = 1, #found do
-    local at = start + n - 1
-    local sum = tonumber(found[n] or '0') + gains[at]
-    if sum == 0 then
-      empty[#empty + 1] = held[at]
-    else
-      left[#left + 1] = held[at]
-      left[#left + 1] = sum
+
+-- Adds to fields of a hash; with `tidy`, those that come to nothing are gone. Read, added up and written for all together:
+-- each command that changes something is a record of the append-only file, and costs as much as ten fields of one.
+local function add(key, fields, gains, tidy)
+  local left, empty = {}, {}
+  for start = 1, #fields, 1000 do
+    local found = redis.call('HMGET', key, unpack(fields, start, math.min(start + 999, #fields)))
+    for n = 1, #found do
+      local at = start + n - 1
+      local sum = tonumber(found[n] or '0') + gains[at]
+      if sum == 0 and tidy then
+        empty[#empty + 1] = fields[at]
+      else
+        left[#left + 1] = fields[at]
+        left[#left + 1] = sum
+      end
     end
   end
+  in_pieces('HSET', key, left)
+  in_pieces('HDEL', key, empty)
 end
-in_pieces('HSET', P .. 'escrow', left)
-in_pieces('HDEL', P .. 'escrow', empty)
-if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
-for _, n in ipairs(c.counts) do redis.call('HINCRBY', P .. n[1], n[2], n[3]) end
-local vests = {}
-for _, v in ipairs(c.vesting) do
-  redis.call('HINCRBY', P .. 'account:' .. v[1], 'unvested', v[3])
-  if redis.call('HINCRBY', P .. 'vesting:' .. v[2], v[1], v[3]) == 0 then
-    redis.call('HDEL', P .. 'vesting:' .. v[2], v[1])
-  else
-    vests[v[2]] = true
+-- The same, of field, gain, field, gain.
+local function add_pairs(key, pairs_, tidy)
+  if #pairs_ == 2 and not tidy then
+    redis.call('HINCRBY', key, pairs_[1], pairs_[2])
+    return
   end
+  local fields, gains = {}, {}
+  for at = 1, #pairs_, 2 do
+    fields[#fields + 1] = pairs_[at]
+    gains[#gains + 1] = pairs_[at + 1]
+  end
+  add(key, fields, gains, tidy)
 end
-for time in pairs(vests) do redis.call('ZADD', P .. 'vesting', time * 10, time) end
+add_pairs(P .. 'balances', c.accounts)
+add(P .. 'escrow', c.escrows[1], c.escrows[2], true)
+if ARGV[2] ~= '' then redis.call('XADD', P .. 'ledger', '*', 'm', ARGV[2]) end
+for _, n in ipairs(c.counts) do add_pairs(P .. n[1], n[2]) end
+for _, v in ipairs(c.vesting) do
+  add_pairs(P .. 'vesting:' .. v[1], v[2], true)
+  redis.call('ZADD', P .. 'vesting', v[1] * 10, v[1])
+end
 
 -- One foreman's tally changes; what all others believe changes by what it shares of that, so that the order of increments
 -- makes no difference to sums.
