@@ -861,7 +861,9 @@ _packer = msgspec.msgpack.Encoder()
 # All types are filled in here: msgspec does that when the first decoder of one is made. A second thread that makes one
 # meanwhile gets what is half made, and its process dies of a segmentation fault when that decodes.
 _decoders: dict[tuple[type[Message], bool], msgspec.json.Decoder[Message] | msgspec.msgpack.Decoder[Message]] = {
-    (each, False): msgspec.json.Decoder(each) for each in Message.__subclasses__()
+    (each, packed): msgspec.msgpack.Decoder(each) if packed else msgspec.json.Decoder(each)
+    for each in Message.__subclasses__()
+    for packed in (False, True)
 }
 
 
