@@ -70,7 +70,7 @@ def test_a_job_goes_the_same_way_in_either_form(discovery: Discovery) -> None:
         "/v1/disputes",
         m.Dispute(
             job_id=foreman.job_id,
-            lease_id=shown[0].arrived and next(iter(shown[0].arrived)),
+            lease_id=next(iter(shown[0].arrived)),
             digests=[hashlib.sha256(b"junk").digest()],
             tokens=[m.ShownToken(position=0, token=b"junk")],
         ),
