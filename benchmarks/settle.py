@@ -40,12 +40,16 @@ from discovery.app import create_discovery
 from discovery.service import calm_collector
 from discovery.settings import MOST_STARTING_CREDITS, Settings
 from discovery.store.server import start_server
+from ec262.discovery_client import PACKED
 from ec262.protocol import messages as m
 from ec262.protocol.receipts import Kind, Receipt, ReceiptBundle, seal_receipts, tokens_digest
+from ec262.protocol.routes import route
 
 RIGHT = hashlib.sha256(b"right").digest()
 HEARTBEAT_S = 15.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_PACKED = {route("discovery", name).request for name in PACKED}
+"""Messages that the real client sends, and has answered, as MessagePack."""
 _LIMITS = ("address-accounts", "address-grants", "account-workers", "neighbourhood-workers")
 
 M = TypeVar("M", bound=m.Message)
@@ -122,22 +126,23 @@ class _Handed(Party):
         if isinstance(wanted, m.RegisterWorker):
             registry = self._service.discovery.registry
             return registry.registered(wanted, registry.register(self.account_id, self._address, wanted))  # type: ignore[return-value]
-        body = m.encode(wanted)
+        media = _media(wanted)
+        body = m.encode(wanted, media)
         clock_s, cpu_s = time.perf_counter(), time.process_time()
         if self._service.profile is not None:
             self._service.profile.enable()
-        encoded = m.encode(self._answer(wanted, body))
+        encoded = m.encode(self._answer(wanted, body, media), media)
         if self._service.profile is not None:
             self._service.profile.disable()
         self._service.discovery_s += time.process_time() - cpu_s
         self._service.clock_s += time.perf_counter() - clock_s
-        return m.decode(answer, encoded)
+        return m.decode(answer, encoded, media)
 
-    def _answer(self, wanted: m.Message, body: bytes) -> m.Message:
+    def _answer(self, wanted: m.Message, body: bytes, media: str) -> m.Message:
         discovery = self._service.discovery
         if isinstance(wanted, m.LeaseTasks):
-            return discovery.leasing.lease(self.account_id, m.decode(m.LeaseTasks, body))
-        return discovery.settlement.settle(self.account_id, m.decode(m.Settle, body))
+            return discovery.leasing.lease(self.account_id, m.decode(m.LeaseTasks, body, media))
+        return discovery.settlement.settle(self.account_id, m.decode(m.Settle, body, media))
 
 
 class OverHttp(Service):
@@ -180,19 +185,21 @@ class OverHttp(Service):
 class _Asking(Party):
     def __init__(self, host: str, address: str) -> None:
         self._connection = http.client.HTTPConnection(host)
-        self._headers = {"Content-Type": "application/json", "X-Forwarded-For": address}
+        self._headers = {"X-Forwarded-For": address}
         made = self.ask("POST", "/v1/accounts", m.CreateAccount(), m.AccountCreated)
         self.account_id = made.account_id
         basic = base64.b64encode(f"{made.account_id}:{made.secret}".encode()).decode()
         self._headers["Authorization"] = f"Basic {basic}"
 
     def ask(self, method: str, path: str, wanted: m.Message, answer: type[M]) -> M:
-        self._connection.request(method, path, m.encode(wanted), self._headers)
+        media = _media(wanted)
+        headers = {**self._headers, "Content-Type": media, "Accept": media}
+        self._connection.request(method, path, m.encode(wanted, media), headers)
         response = self._connection.getresponse()
         body = response.read()
         if response.status >= 300:
             raise RuntimeError(f"{path}: {response.status} {body[:500]!r}")
-        return m.decode(answer, body)
+        return m.decode(answer, body, media)
 
 
 class Workers:
@@ -356,6 +363,10 @@ def main() -> None:
             measure(service, flags, client, profile.clear if profile is not None else _nothing)
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)
+
+
+def _media(wanted: m.Message) -> str:
+    return m.PACKED if type(wanted) in _PACKED else m.JSON
 
 
 def _rounds(foreman: Foreman, rounds: int, batch: int) -> None:

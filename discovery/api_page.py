@@ -44,7 +44,8 @@ def api_page(documents: Mapping[str, Mapping[str, Any]]) -> str:
         f"<style>{_STYLE}</style></head><body><h1>EC262: the API</h1>"
         "<p><a href='./'>The network now</a></p>"
         f"<p>Version {version}. For programs: <a href='openapi.json'>openapi.json</a>. "
-        "Bodies are JSON; fields that a receiver does not know are ignored. Every error is a problem document "
+        "Bodies are JSON, or MessagePack of the same fields; fields that a receiver does not know are ignored. "
+        "Every error is a problem document "
         "(<code>application/problem+json</code>, RFC 9457), whose <code>code</code> is stable.</p>"
         f"{body}</body></html>\n"
     )

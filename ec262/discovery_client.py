@@ -52,8 +52,10 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 _BROKEN = (OSError, HTTPParseError, RuntimeError)
 """What the HTTP library raises when a connection cannot be made or breaks (RuntimeError: a name without addresses)."""
-_PACKED = frozenset({"call_relay", "take_calls", "reply_to_call"})
-"""Routes of the relay: they carry bytes, as MessagePack, and wait as long as limits of requests make them."""
+_PACED = frozenset({"call_relay", "take_calls", "reply_to_call"})
+"""Routes of the relay: they wait as long as limits of requests make them."""
+PACKED = frozenset({"lease_tasks", "settle", "audit", "dispute", *_PACED})
+"""Routes that are asked in MessagePack: their bodies are large, and much in them is bytes."""
 _LONGEST_LIMIT_S = 60.0
 _LIVELY = [
     (getattr(socket, name), value)
@@ -163,18 +165,18 @@ class DiscoveryClient:
 
     def openapi(self) -> dict[str, Any]:
         """The service's OpenAPI document."""
-        document = msgspec.json.decode(self._answer("openapi", {}, None))
+        document = msgspec.json.decode(self._answer("openapi", {}, None)[0])
         if not isinstance(document, dict):
             raise NetworkError(f"{self.url} did not answer with an OpenAPI document")
         return document
 
     def docs(self) -> str:
         """The service's API as a page for people."""
-        return self._answer("docs", {}, None).decode()
+        return self._answer("docs", {}, None)[0].decode()
 
     def metrics(self) -> str:
         """What the service counted, for Prometheus; only from addresses that its operator named."""
-        return self._answer("metrics", {}, None).decode()
+        return self._answer("metrics", {}, None)[0].decode()
 
     def live(self) -> m.Health:
         """Whether a process of the service answers."""
@@ -310,15 +312,15 @@ class DiscoveryClient:
         return NetworkError(f"the answer of {self.url} to {name} is wrong: it {what}; is it another version of EC262?")
 
     def _call(self, name: str, response: type[M], body: m.Message | None = None, **path: str) -> M:
-        answer = self._answer(name, path, body)
+        answer, media = self._answer(name, path, body)
         try:
-            return m.decode(response, answer, m.PACKED if name in _PACKED else m.JSON)
+            return m.decode(response, answer, media)
         except Malformed as reason:
             wanted = response.__name__
             raise NetworkError(f"{self.url} answered {name} with something else than {wanted}: {reason}") from None
 
-    def _answer(self, name: str, path: Mapping[str, str], body: m.Message | None) -> bytes:
-        """The body of a good answer.
+    def _answer(self, name: str, path: Mapping[str, str], body: m.Message | None) -> tuple[bytes, str]:
+        """The body of a good answer, and its media type: a service may answer in JSON whatever was asked for.
 
         Raises:
             Unauthorized: account or secret are wrong (401).
@@ -335,14 +337,14 @@ class DiscoveryClient:
             target = target.replace(f"<{part}>", value)
         if called.query:
             target += "?" + "&".join(f"{name}={path[name]}" for name in called.query)
-        media = m.PACKED if name in _PACKED else m.JSON
+        media = m.PACKED if name in PACKED else m.JSON
         content = b"" if body is None else m.encode(body, media)
         headers = dict(self._authorization) if called.auth in ("account", "optional") else {}
         if body is not None:
             headers["Content-Type"] = headers["Accept"] = media
         until = time.monotonic() + (0.0 if name in _NOT_REPEATED else self._retry_for_s)
         pause_s = 0.05
-        paced, cost = name in _PACKED, cost_of(len(content))
+        paced, cost = name in _PACED, cost_of(len(content))
         while True:
             retry_s = 0.0
             if paced:
@@ -366,7 +368,7 @@ class DiscoveryClient:
             else:
                 if 200 <= status < 300:
                     self._pace.answered(cost)
-                    return answer
+                    return answer, kind
                 refused = _problem_of(status, kind, answer, asked_s)
                 if paced and refused.code == "rate-limited":
                     self._pace.refused(min(max(asked_s, 1.0), _LONGEST_LIMIT_S), time.monotonic())

@@ -3,8 +3,9 @@
 JSON through msgspec: these envelopes are never hashed, so speed may choose. Fields that a receiver does not know are
 ignored, so that older and newer parties understand each other. Bytes stand as Base64.
 
-What foreman and worker send each other is mostly sealed bytes. It may travel as MessagePack, of the same fields, in
-which bytes stand as they are: a megabyte costs 0.04 ms to write and read instead of 1.4, and is a quarter shorter.
+All of them may travel as MessagePack, of the same fields, in which bytes stand as they are; those of many bytes do. Of
+sealed bytes a megabyte costs 0.04 ms to write and read instead of 1.4, and is a quarter shorter; a settlement is a
+fifth shorter.
 """
 
 from __future__ import annotations
@@ -861,7 +862,9 @@ _packer = msgspec.msgpack.Encoder()
 # All types are filled in here: msgspec does that when the first decoder of one is made. A second thread that makes one
 # meanwhile gets what is half made, and its process dies of a segmentation fault when that decodes.
 _decoders: dict[tuple[type[Message], bool], msgspec.json.Decoder[Message] | msgspec.msgpack.Decoder[Message]] = {
-    (each, False): msgspec.json.Decoder(each) for each in Message.__subclasses__()
+    (each, packed): msgspec.msgpack.Decoder(each) if packed else msgspec.json.Decoder(each)
+    for each in Message.__subclasses__()
+    for packed in (False, True)
 }
 
 

@@ -51,6 +51,8 @@ _HEADERS_OF = {
     503: ("Retry-After",),
 }
 """Headers of refusals, by status."""
+_MEDIA = (m.JSON, m.PACKED)
+"""What every message may travel as; who does not ask for MessagePack is answered in JSON."""
 
 
 def openapi_document(party: Party, version: str) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def openapi_document(party: Party, version: str) -> dict[str, Any]:
             "title": f"EC262 {party}",
             "version": version,
             "description": "A credit-based volunteer compute network. docs/protocol.md explains how the routes work. "
+            "In MessagePack fields are the same, and what is Base64 in JSON stands as bytes. "
             "Fields that a receiver does not know are ignored; every error is a problem document (RFC 9457) whose "
             "code is stable.",
         },
@@ -106,16 +109,11 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["requestBody"] = {
             "required": True,
             "description": f"At most {route.max_body_bytes} bytes.",
-            "content": {media: {"schema": _ref(route.request)} for media in _media(route)},
+            "content": {media: {"schema": _ref(route.request)} for media in _MEDIA},
         }
     if route.auth in _SECURITY:
         operation["security"] = _SECURITY[route.auth]
     return operation
-
-
-def _media(route: Route) -> list[str]:
-    """Foreman and worker may talk MessagePack, of the same fields."""
-    return [m.JSON, m.PACKED] if route.party == "worker" else [m.JSON]
 
 
 def _responses(route: Route) -> dict[str, Any]:
@@ -123,7 +121,7 @@ def _responses(route: Route) -> dict[str, Any]:
     if route.response is not None:
         responses["200"] = {
             "description": "Done.",
-            "content": {media: {"schema": _ref(route.response)} for media in _media(route)},
+            "content": {media: {"schema": _ref(route.response)} for media in _MEDIA},
         }
     elif route.method == "DELETE" or route.request is not None:
         responses["204"] = {"description": "Done."}

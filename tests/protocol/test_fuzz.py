@@ -5,8 +5,11 @@ What is mutated was recorded of parties that work: so most of it is almost right
 
 from __future__ import annotations
 
+import copy
+import datetime
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 from discovery.app import Discovery
 from ec262.errors import TicketRefused
 from ec262.protocol import messages as m
-from ec262.protocol.routes import MEGABYTE
+from ec262.protocol.routes import MEGABYTE, route
 from ec262.protocol.tickets import open_tickets
 from tests.conftest import MakeDiscovery
 from tests.parties import Caller, Foreman, Worker, answer_all
@@ -27,6 +30,12 @@ ODD: list[Any] = [
     *(None, True, -1, 0, 1, 2**53, 2**63, -(2**63), 2**64, 10**400, 1e308, -0.0, 0.5, "", "\0", "é" * 40, "ab" * 16),
     *("f" * 32 + ".0", "A" * 10_000, "=", "!!!!", [], [[]], {}, {"": {}}, [None] * 1001, "\ud800", "../..", "${jndi}"),
 ]
+ODD_PACKED: list[Any] = [
+    *(each for each in ODD if each not in (2**64, 10**400, "\ud800")),
+    *(b"", b"\0", b"\xff" * 32, b"ab" * 16, b"A" * 10_000, {b"": b""}, {1: 1}, {None: [b""] * 1001}),
+    *(float("nan"), float("inf"), msgspec.msgpack.Ext(5, b"x"), datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)),
+]
+"""What MessagePack can say: no whole numbers of more than 64 bits, and no halves of characters, but more types."""
 SHORT, LONG = 400, 10_000
 
 
@@ -57,9 +66,9 @@ class Mutator:
                     data[at:] = other[min(at, len(other)) :]
         return bytes(data)
 
-    def body(self, given: Any) -> Any:
+    def body(self, given: Any, odd: list[Any]) -> Any:
         """A body with one value replaced, removed, or added."""
-        body = json.loads(json.dumps(given))
+        body = copy.deepcopy(given)
         at, key = body, self.chance.choice(sorted(body)) if body else ""
         while at and isinstance(at[key], dict | list) and at[key] and self.chance.random() < 0.7:
             at = at[key]
@@ -70,7 +79,7 @@ class Mutator:
             case 1 if isinstance(at, list):
                 at += at * 3
             case _:
-                at[key] = self.chance.choice(ODD)
+                at[key] = self.chance.choice(odd)
         return body
 
 
@@ -100,35 +109,49 @@ def mutated_bodies(make_discovery: MakeDiscovery, count: int) -> None:
     receipts = [json.loads(m.encode(each)) for each in shown]
     digest = json.loads(m.encode(m.TaskWanted(input_digest=b"i" * 32)))
     bodies: list[tuple[str, str, Any]] = [
-        ("POST", "/v1/settlements", {"job_id": foreman.job_id, "receipts": receipts, "decide": task_ids}),
-        ("POST", "/v1/audits", {"job_id": foreman.job_id, "tasks": task_ids, "closing": True, "heard": []}),
-        ("PUT", f"/v1/jobs/{foreman.job_id}", {"state": "running", "name": "x", "tasks_done": 3}),
-        ("POST", f"/v1/workers/{workers[0].worker_id}/heartbeats",
+        ("settle", "/v1/settlements", {"job_id": foreman.job_id, "receipts": receipts, "decide": task_ids}),
+        ("audit", "/v1/audits", {"job_id": foreman.job_id, "tasks": task_ids, "closing": True, "heard": []}),
+        ("report_job", f"/v1/jobs/{foreman.job_id}", {"state": "running", "name": "x", "tasks_done": 3}),
+        ("heartbeat", f"/v1/workers/{workers[0].worker_id}/heartbeats",
          {"boot_id": workers[0].boot_id, "receipts": [each["token"] for each in receipts], "unseen": []}),
-        ("POST", "/v1/workers", {"worker_id": workers[0].worker_id, "boot_id": "ef" * 16, "port": 1, "slots": 1,
-                                 "python": "3.11"}),
-        ("POST", "/v1/transfers", {"to": owner.account.account_id, "amount": 1, "idempotency_key": "k" * 12}),
-        ("POST", "/v1/tasks", {"job_id": foreman.job_id, "idempotency_key": "l" * 12, "tasks": [digest, digest],
-                               "requirements": {"python": "3.11"}, "policy": {"redundancy": 2, "quorum": 2}}),
-        ("POST", "/v1/disputes", {"job_id": foreman.job_id, "lease_id": f"{task_ids[0]}.0",
-                                  "digests": [digest["input_digest"]], "tokens": [{"at": 0, "token": "AAAA"}]}),
-        ("PUT", "/v1/account/name", {"name": "x"}),
+        ("register_worker", "/v1/workers",
+         {"worker_id": workers[0].worker_id, "boot_id": "ef" * 16, "port": 1, "slots": 1, "python": "3.11"}),
+        ("transfer", "/v1/transfers", {"to": owner.account.account_id, "amount": 1, "idempotency_key": "k" * 12}),
+        ("lease_tasks", "/v1/tasks",
+         {"job_id": foreman.job_id, "idempotency_key": "l" * 12, "tasks": [digest, digest],
+          "requirements": {"python": "3.11"}, "policy": {"redundancy": 2, "quorum": 2}}),
+        ("dispute", "/v1/disputes",
+         {"job_id": foreman.job_id, "lease_id": f"{task_ids[0]}.0", "digests": [digest["input_digest"]],
+          "tokens": [{"position": 0, "token": "AAAA"}]}),
+        ("show_account", "/v1/account/name", {"name": "x"}),
     ]  # fmt: skip
     ledger = Ledger(discovery)
     before = ledger.now()
     mutator = Mutator()
     encoded = [json.dumps(body).encode() for _, _, body in bodies]
+    packed = [
+        m.encode(m.decode(route("discovery", name).request or m.Message, plain), m.PACKED)
+        for (name, *_), plain in zip(bodies, encoded, strict=True)
+    ]
+    answered: Counter[tuple[str, bool]] = Counter()
     for number in range(count):
-        method, path, body = bodies[number % len(bodies)]
-        if number % 3:
-            content = json.dumps(mutator.body(body)).encode()
+        at = mutator.chance.randrange(len(bodies))
+        name, path, body = bodies[at]
+        method = route("discovery", name).method
+        media = m.PACKED if number % 2 else m.JSON
+        if mutator.chance.random() < 1 / 3:
+            content = mutator.data(*((packed[at], packed) if media == m.PACKED else (encoded[at], encoded)))
+        elif media == m.PACKED:
+            content = msgspec.msgpack.encode(mutator.body(msgspec.msgpack.decode(packed[at]), ODD_PACKED))
         else:
-            content = mutator.data(encoded[number % len(bodies)], encoded)
-        answer = attacker.raw(method, path, content[: 8 * MEGABYTE])
+            content = json.dumps(mutator.body(body, ODD)).encode()
+        answer = attacker.raw(method, path, content[: 8 * MEGABYTE], **{"Content-Type": media, "Accept": media})
         assert answer.status_code < 500, (method, path, content[:2000], answer.data)
-        if answer.status_code >= 400:
-            assert m.decode(m.Problem, answer.data).code
+        code = m.decode(m.Problem, answer.data).code if answer.status_code >= 400 else ""
+        answered[media, code == "malformed-body"] += 1
     assert ledger.now() == before
+    assert len(answered) == 4
+    assert min(answered.values()) > count // 20, "in either form many were understood, and many were not"
 
     # What the attacker showed stands in nobody's way: the rest is decided as if it had said nothing.
     settled = foreman.settle(shown, task_ids[3:])
@@ -152,13 +175,16 @@ def mutated_receipts(make_discovery: MakeDiscovery, count: int) -> None:
         if token in tokens:
             continue
         body: m.Message
+        sender: Caller
         if number % 2:
             worker = next(each for each in workers if each.worker_id == shown[at].worker_id)
             body = m.Heartbeat(boot_id=worker.boot_id, receipts=[token])
-            answer = owner.raw("POST", f"/v1/workers/{worker.worker_id}/heartbeats", m.encode(body))
+            path, sender = f"/v1/workers/{worker.worker_id}/heartbeats", owner
         else:
             body = m.Settle(job_id=foreman.job_id, receipts=[msgspec.structs.replace(shown[at], token=token)])
-            answer = foreman.raw("POST", "/v1/settlements", m.encode(body))
+            path, sender = "/v1/settlements", foreman
+        media = mutator.chance.choice((m.JSON, m.PACKED))
+        answer = sender.raw("POST", path, m.encode(body, media), **{"Content-Type": media})
         assert answer.status_code < 500, answer.data
     assert ledger.now() == before
     settled = foreman.settle(shown, [task.task_id for task in leased.tasks])

@@ -38,6 +38,7 @@ class Service:
         self.answers: list[Answer] = []
         self.always: Answer = (200, "application/json", b"{}")
         self.asked: list[tuple[str, str, str | None, bytes]] = []
+        self.media: list[tuple[str, str]] = []
         self.at_work = self.most_at_work = 0
         self.takes_s = 0.0
         self.over = Event()
@@ -45,6 +46,7 @@ class Service:
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         account = environ.get("HTTP_AUTHORIZATION")
         self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], account, environ["wsgi.input"].read()))
+        self.media.append((environ.get("CONTENT_TYPE", ""), environ["HTTP_ACCEPT"]))
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)
         self.over.wait(self.takes_s)
@@ -305,6 +307,95 @@ def test_the_relay_waits_for_its_turn_and_says_nothing_of_it(route: str) -> None
             client.reply_to_call("ab" * 16, "ef" * 16, body)
         assert time.monotonic() - started >= 2.0, "a second each, though nobody said how long"
     assert len(service.asked) == 3
+
+
+LARGE: dict[str, tuple[m.Message, m.Message]] = {
+    "lease_tasks": (
+        m.LeaseTasks(
+            job_id="ab" * 16,
+            idempotency_key="k" * 8,
+            tasks=[m.TaskWanted(input_digest=bytes(32))],
+            requirements=m.Requirements(python="3.11"),
+        ),
+        m.Leased(
+            program_key=bytes(32),
+            poll_key=bytes(32),
+            tasks=[],
+            workers=[],
+            network=m.NetworkState(workers=0, slots=0),
+            price=1,
+            balance=3,
+        ),
+    ),
+    "settle": (
+        m.Settle(job_id="ab" * 16, receipts=[m.SealedReceipts(worker_id="cd" * 16, token=b"\xff\0")]),
+        m.Settled(tasks=[], workers=[], refused_receipts=[], balance=3),
+    ),
+    "audit": (m.AuditTasks(job_id="ab" * 16, tasks=["cd" * 16]), m.Audited(recompute=[], unknown=["cd" * 16])),
+    "dispute": (
+        m.Dispute(
+            job_id="ab" * 16,
+            lease_id="cd" * 16 + ".0",
+            digests=[bytes(32)],
+            tokens=[m.ShownToken(position=0, token=b"\xff\0")],
+        ),
+        m.Disputed(lease_id="cd" * 16 + ".0", verdict="upheld", reason="x", refund=1),
+    ),
+}
+"""What foremen say much with, and what they are answered."""
+
+
+@pytest.mark.parametrize("answered", [m.JSON, m.PACKED])
+@pytest.mark.parametrize("route", LARGE)
+def test_large_messages_go_as_messagepack_and_are_answered_in_either_form(
+    client: DiscoveryClient, service: Service, route: str, answered: str
+) -> None:
+    body, answer = LARGE[route]
+    service.answers = [(200, answered, m.encode(answer, answered))]
+    assert getattr(client, route)(body) == answer
+    assert service.media == [(m.PACKED, m.PACKED)]
+    assert m.decode(type(body), service.asked[0][3], m.PACKED) == body
+
+
+def test_all_other_messages_go_as_json(client: DiscoveryClient, service: Service) -> None:
+    service.answers = [good(m.JobReported(kept_s=1.0)), good(ACCOUNT), good(ACCOUNT)]
+    client.report_job("ab" * 16, m.JobReport(state="running"))
+    client.rename_account(m.RenameAccount(name="x"))
+    client.account()
+    assert service.media == [(m.JSON, m.JSON)] * 2 + [("", m.JSON)]
+
+
+@pytest.mark.parametrize("route", LARGE)
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (problem("insufficient-credits", needed=3, available=2), InsufficientCredits),
+        (problem("conflict"), ProblemError),
+        ((200, m.PACKED, b"\x81\xa1"), NetworkError),
+        ((200, m.PACKED, b"\xdd\xff\xff\xff\xff"), NetworkError),
+        ((200, m.PACKED, b"\x91" * 100_000), NetworkError),
+        ((200, m.JSON, b"\x80"), NetworkError),
+        ((200, m.PACKED, b"{}"), NetworkError),
+        ((200, "text/html", b"<h1>nginx</h1>"), NetworkError),
+    ],
+)
+def test_large_messages_that_are_answered_otherwise_are_errors(
+    client: DiscoveryClient, service: Service, route: str, answer: Answer, error: type[EC262Error]
+) -> None:
+    service.answers = [answer]
+    with pytest.raises(error):
+        getattr(client, route)(LARGE[route][0])
+    assert len(service.asked) == 1
+
+
+@pytest.mark.parametrize("route", LARGE)
+def test_large_messages_are_not_paced_as_those_of_the_relay_are(url: str, service: Service, route: str) -> None:
+    """A limit is told to the caller in the end, and slows nothing else down."""
+    service.always = problem("rate-limited")
+    with DiscoveryClient(url, "acc", "s3cret", retry_for_s=0.1) as client:
+        with pytest.raises(ProblemError, match="rate-limited"):
+            getattr(client, route)(LARGE[route][0])
+        assert client._pace.slowed == 0
 
 
 def test_having_too_many_is_no_reason_to_ask_again() -> None:

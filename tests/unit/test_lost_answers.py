@@ -218,8 +218,8 @@ def calling() -> Iterator[Calling]:
 
 def answering(client: Forgetful, message: m.Message) -> None:
     """From now on discovery answers this."""
-    body = m.encode(message)
-    client._answer = lambda *_: body  # type: ignore[method-assign]
+    body = m.encode(message, m.PACKED)
+    client._answer = lambda *_: (body, m.PACKED)  # type: ignore[method-assign]
 
 
 def session_of(client: DiscoveryClient, journal: Journal | None) -> Session:
