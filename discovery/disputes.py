@@ -63,11 +63,11 @@ class Disputes:
             replica = record.replicas[number]
             if replica.disputed:
                 return self._answer(record, asked.lease_id, replica.disputed, "it was judged before")
-            keyed = self._leasing.task_keys(record)
-            if record.state is not TaskState.ACCEPTED or replica.state is not ReplicaState.PAID or keyed is None:
+            wrapping = self._leasing.wrapping_of(record)
+            if record.state is not TaskState.ACCEPTED or replica.state is not ReplicaState.PAID or wrapping is None:
                 raise _unknown()
             view = self._trust.views([record])[job]
-            verdict, reason = judge(asked, replica.tokens, keyed.result(asked.lease_id), record)
+            verdict, reason = judge(asked, replica.tokens, wrapping.result_key(record.nonce, asked.lease_id), record)
             if verdict == "unproven":
                 return self._answer(record, asked.lease_id, verdict, reason)
             before = fingerprints(records)

@@ -17,7 +17,7 @@ from typing import Any
 
 from discovery.settings import Settings
 from ec262.errors import SetupError
-from ec262.protocol.keys import Prepared, extract
+from ec262.protocol.keys import Wrapping
 
 
 class Keyring:
@@ -35,7 +35,7 @@ class Keyring:
             settings.max_task_life_s + settings.max_timeout_s + settings.late_grace_s + settings.settled_grace_s
         )
         self._wrapping: dict[int, bytes] = {}
-        self._extracted: dict[int, Prepared] = {}
+        self._ready: dict[int, Wrapping] = {}
         self.master = b""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,14 +65,14 @@ class Keyring:
             key = self._wrapping.get(number)
         return key
 
-    def extracted(self, number: int) -> Prepared | None:
-        """Wrapping key `number` as `keys.TaskKeys` wants it; None once it is destroyed."""
-        found = self._extracted.get(number)
+    def ready(self, number: int) -> Wrapping | None:
+        """Wrapping key `number`, ready to make keys with; None once it is destroyed."""
+        found = self._ready.get(number)
         if found is None:
             wrapping = self.wrapping(number)
             if wrapping is None:
                 return None
-            found = self._extracted[number] = Prepared(extract(wrapping))
+            found = self._ready[number] = Wrapping(wrapping)
         return found
 
     def _update(self, wanted: int | None) -> None:
@@ -92,7 +92,7 @@ class Keyring:
             # While the lock is held: what another thread read before must not take the place of what was drawn since.
             self.master = bytes.fromhex(master)
             self._wrapping = wrapping
-            self._extracted = {}
+            self._ready = {}
 
     def _read(self) -> dict[str, Any]:
         try:

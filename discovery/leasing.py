@@ -27,7 +27,7 @@ from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 from ec262.protocol.credits import least_timeout_s, price_of
-from ec262.protocol.keys import TaskKeys
+from ec262.protocol.keys import NONCE_BYTES, Wrapping
 from ec262.protocol.states import ReplicaState, TaskState
 from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 
@@ -38,6 +38,10 @@ MOST_REFUSALS = 4
 """Of one task by one worker; after them it is not asked again."""
 MOST_REPLICAS = 64
 """Of one task, those that were refused or lost included."""
+
+
+Lease = tuple[TaskRecord, Sequence[int], m.LeasedTask, Wrapping]
+"""Replicas of a task that were just leased: which, what their foreman is told, and what makes their keys."""
 
 
 @dataclass(slots=True)
@@ -228,11 +232,13 @@ class Leasing:
         young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
         return young and len(task.replicas) < MOST_REPLICAS
 
-    def leased_task(self, task: TaskRecord, numbers: Sequence[int], keyed: TaskKeys, position: int = 0) -> m.LeasedTask:
+    def leased_task(
+        self, task: TaskRecord, numbers: Sequence[int], wrapping: Wrapping, position: int = 0
+    ) -> m.LeasedTask:
         """A task for its foreman, which asked for it as task `position` of its request."""
         return m.LeasedTask(
             task_id=task.task_id,
-            input_key=keyed.input(),
+            input_key=wrapping.input_key(task.nonce, task.task_id),
             replicas=[
                 m.LeasedReplica(
                     lease_id=task.lease_id(number),
@@ -244,16 +250,15 @@ class Leasing:
             position=position,
         )
 
-    def task_keys(self, task: TaskRecord) -> TaskKeys | None:
-        """The keys of a task; None once they are destroyed."""
-        wrapping = self._keyring.extracted(task.wrapping) if task.nonce else None
-        return None if wrapping is None else TaskKeys(wrapping, task.nonce, task.task_id)
+    def wrapping_of(self, task: TaskRecord) -> Wrapping | None:
+        """What makes the keys of a task; None once they are destroyed."""
+        return self._keyring.ready(task.wrapping) if task.nonce else None
 
     def assigned_workers(
         self,
         account_id: str,
         job_id: str,
-        leases: Sequence[tuple[TaskRecord, TaskKeys, Sequence[int]]],
+        leases: Sequence[Lease],
         workers: dict[str, WorkerRecord],
     ) -> list[m.AssignedWorker]:
         """The workers of some leases, each with its tickets in one bundle."""
@@ -261,19 +266,18 @@ class Leasing:
         program_key = keys.program_key(master, account_id, job_id)
         poll_key = keys.poll_key(master, account_id, job_id)
         tickets: defaultdict[tuple[str, int], list[Ticket]] = defaultdict(list)
-        for task, keyed, numbers in leases:
-            input_key = keyed.input()
-            for number in numbers:
+        max_result_bytes = self._settings.max_result_bytes
+        for task, numbers, leased, wrapping in leases:
+            for number, told in zip(numbers, leased.replicas, strict=True):
                 replica = task.replicas[number]
-                lease_id = task.lease_id(number)
                 tickets[replica.worker_id, replica.epoch].append(
                     Ticket(
-                        lease_id=lease_id,
+                        lease_id=told.lease_id,
                         input_digest=task.input_digest,
-                        input_key=input_key,
-                        result_key=keyed.result(lease_id),
+                        input_key=leased.input_key,
+                        result_key=wrapping.result_key(task.nonce, told.lease_id),
                         cpu_limit_s=task.cpu_limit_s,
-                        max_result_bytes=self._settings.max_result_bytes,
+                        max_result_bytes=max_result_bytes,
                         deadline_s=replica.deadline_ms / 1000,
                         price=replica.price,
                     )
@@ -313,7 +317,8 @@ class Leasing:
     ) -> list[TaskRecord]:
         """Records of the tasks that have workers, as many as the budget pays for."""
         number, _ = self._keyring.current(now_ms / 1000)
-        random_bytes = secrets.token_bytes(28 * len(groups))
+        each = 12 + NONCE_BYTES
+        random_bytes = secrets.token_bytes(each * len(groups))
         records = []
         worker_class, capabilities = fit
         policy, job_id = wanted.policy, wanted.job_id
@@ -325,7 +330,7 @@ class Leasing:
             for limit_s in limits
         }
         for position, (task, group) in enumerate(zip(wanted.tasks, groups, strict=False)):
-            entropy = random_bytes[28 * position : 28 * position + 28]
+            entropy = random_bytes[each * position : each * (position + 1)]
             cpu_limit_s, timeout_s = times[task.cpu_limit_s]
             # By position: so many keywords take as long as all else that is done here for a task.
             record = TaskRecord(
@@ -435,12 +440,14 @@ class Leasing:
     ) -> m.Leased:
         """What a foreman is told of its leases: position in its request, task, and numbers of replicas."""
         job_id = wanted.job_id
-        tasks, listed = [], []
+        tasks: list[m.LeasedTask] = []
+        listed: list[Lease] = []
         for position, record, numbers in leases:
-            keyed = self.task_keys(record)
-            if keyed is not None:
-                tasks.append(self.leased_task(record, numbers, keyed, position))
-                listed.append((record, keyed, numbers))
+            wrapping = self.wrapping_of(record)
+            if wrapping is not None:
+                leased = self.leased_task(record, numbers, wrapping, position)
+                tasks.append(leased)
+                listed.append((record, numbers, leased, wrapping))
         master = self._keyring.master
         return m.Leased(
             program_key=keys.program_key(master, account_id, job_id),

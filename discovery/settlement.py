@@ -8,7 +8,7 @@ from discovery import tasks as rules
 from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
-from discovery.leasing import Leasing, Market
+from discovery.leasing import Lease, Leasing, Market
 from discovery.receipts_shown import (
     MOST_RECEIPTS,
     NOT_OF_JOB,
@@ -28,7 +28,7 @@ from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import messages as m
-from ec262.protocol.keys import TaskKeys
+from ec262.protocol.keys import Wrapping
 from ec262.protocol.states import ReplicaState, TaskState
 
 SWEEP_BATCH = BATCH
@@ -297,7 +297,7 @@ class Settlement:
         told: Told,
     ) -> m.Settled:
         verdicts = []
-        leases = []
+        leases: list[Lease] = []
         workers: dict[str, WorkerRecord] = {}
         for task_id in decide:
             record = records.get(task_id)
@@ -307,22 +307,17 @@ class Settlement:
             if record.state in (TaskState.UNDECIDED, TaskState.EXPIRED, TaskState.OVERTURNED):
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="undecided", reason=_why(record)))
                 continue
-            keyed = self._leasing.task_keys(record)
-            if keyed is None:
+            wrapping = self._leasing.wrapping_of(record)
+            if wrapping is None:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
             elif record.state is TaskState.ACCEPTED:
-                verdicts.append(_accepted(record, keyed))
+                verdicts.append(_accepted(record, wrapping))
             elif task_id in added:
                 numbers = [number for number, _ in added[task_id]]
                 workers.update((worker.worker_id, worker) for _, worker in added[task_id])
-                leases.append((record, keyed, numbers))
-                verdicts.append(
-                    m.TaskVerdict(
-                        task_id=task_id,
-                        verdict="more",
-                        task=self._leasing.leased_task(record, numbers, keyed),
-                    )
-                )
+                leased = self._leasing.leased_task(record, numbers, wrapping)
+                leases.append((record, numbers, leased, wrapping))
+                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="more", task=leased))
             else:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="pending"))
         return m.Settled(
@@ -342,7 +337,7 @@ def _kind(record: TaskRecord) -> tuple[object, ...]:
     return (record.worker_class, record.offer, *record.capabilities)
 
 
-def _accepted(record: TaskRecord, keyed: TaskKeys) -> m.TaskVerdict:
+def _accepted(record: TaskRecord, wrapping: Wrapping) -> m.TaskVerdict:
     released = []
     dissenters = []
     for number, replica in enumerate(record.replicas):
@@ -352,7 +347,7 @@ def _accepted(record: TaskRecord, keyed: TaskKeys) -> m.TaskVerdict:
                 m.ReleasedKey(
                     lease_id=lease_id,
                     worker_id=replica.worker_id,
-                    result_key=keyed.result(lease_id),
+                    result_key=wrapping.result_key(record.nonce, lease_id),
                 )
             )
         elif replica.state is ReplicaState.DISSENTED:

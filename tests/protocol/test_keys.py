@@ -1,19 +1,19 @@
-"""Keys: HKDF as published, and no two purposes share a key."""
+"""Keys: HKDF and BLAKE2b as published, and no two purposes share a key."""
 
 from __future__ import annotations
 
 import pytest
+from Crypto.Hash import BLAKE2b
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ec262.protocol.keys import (
+    NONCE_BYTES,
     Label,
-    Prepared,
-    TaskKeys,
+    Wrapping,
     derive,
-    extract,
     hkdf_sha256,
     poll_key,
     program_key,
@@ -94,18 +94,17 @@ def test_labels_are_prefix_free_up_to_their_end() -> None:
 
 def test_no_two_keys_of_a_task_are_equal() -> None:
     master = b"m" * 32
-    wrapping = Prepared(extract(master))
-    task = TaskKeys(wrapping, b"n" * 16, "t")
+    wrapping, nonce = Wrapping(master), b"n" * NONCE_BYTES
     made = [
-        task.input(),
-        TaskKeys(wrapping, b"N" * 16, "t").input(),
-        TaskKeys(wrapping, b"n" * 16, "T").input(),
-        TaskKeys(Prepared(extract(b"M" * 32)), b"n" * 16, "t").input(),
-        task.result("t"),
-        task.result("t.0"),
-        task.result("t.1"),
-        TaskKeys(wrapping, b"N" * 16, "t").result("t.0"),
-        TaskKeys(Prepared(extract(b"M" * 32)), b"n" * 16, "t").result("t.0"),
+        wrapping.input_key(nonce, "t"),
+        wrapping.input_key(b"N" * NONCE_BYTES, "t"),
+        wrapping.input_key(nonce, "T"),
+        Wrapping(b"M" * 32).input_key(nonce, "t"),
+        wrapping.result_key(nonce, "t"),
+        wrapping.result_key(nonce, "t.0"),
+        wrapping.result_key(nonce, "t.1"),
+        wrapping.result_key(b"N" * NONCE_BYTES, "t.0"),
+        Wrapping(b"M" * 32).result_key(nonce, "t.0"),
         worker_key(master, "w", 1),
         worker_key(master, "w", 2),
         worker_key(master, "v", 1),
@@ -122,23 +121,23 @@ def test_no_two_keys_of_a_task_are_equal() -> None:
 def test_golden_keys() -> None:
     """Keys are part of the protocol: an older party has to derive the same."""
     master = bytes(range(32))
-    task = TaskKeys(Prepared(extract(master)), b"n" * 16, "t" * 24)
+    wrapping, nonce = Wrapping(master), b"n" * NONCE_BYTES
     assert worker_key(master, "w" * 16, 1).hex() == "c2353166bbf4f0bb8f1e15d738fb242610c9ab39b8fd61d2a3c76adbc38dafb7"
-    assert task.input().hex() == "30e782462503975042784917cd9c19ded172bf92702983730ee2d14fd089eb5d"
-    assert task.result("t.0").hex() == "974a95a6f1aca0eec92433a52020304249a1b682601608ed85f9b76b16c3bf9f"
+    assert (
+        wrapping.input_key(nonce, "t" * 24).hex() == "734938128532db9b27db9aa67bebee6f1fdc81fce1c9726f38ef0351f707fc9f"
+    )
+    assert wrapping.result_key(nonce, "t.0").hex() == "7196202531f502134276e2bee8b10f4cea1327d803880a4c12e8ea174c0c0cc1"
     assert program_key(master, "a", "j").hex() == "ab6a8cb63b9f15198a5ca5c6985dfa76a61924f2c2c41bef0c5872c05c49b6b2"
     assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
 
 
 @QUICK
-@given(st.binary(min_size=1, max_size=80), st.binary(max_size=80), st.text(max_size=40), st.text(max_size=40))
-def test_the_keys_of_a_task_made_the_short_way_are_those_of_hkdf(
-    wrapping: bytes, nonce: bytes, task_id: str, lease_id: str
-) -> None:
-    together = TaskKeys(Prepared(extract(wrapping)), nonce, task_id)
-    for key, label, name in (
-        (together.input(), Label.INPUT, task_id),
-        (together.input(), Label.INPUT, task_id),
-        (together.result(lease_id), Label.RESULT, lease_id),
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16), st.text(max_size=40))
+def test_the_keys_of_tasks_are_as_another_implementation_makes_them(key: bytes, nonce: bytes, name: str) -> None:
+    """RFC 7693, by pycryptodome."""
+    wrapping = Wrapping(key)
+    for made, label in (
+        (wrapping.input_key(nonce, name), b"input key"),
+        (wrapping.result_key(nonce, name), b"result key"),
     ):
-        assert key == derive(wrapping, label, nonce, name.encode())
+        assert made == BLAKE2b.new(key=key, digest_bytes=32, data=label + b"\0" + nonce + name.encode()).digest()
