@@ -21,6 +21,7 @@ from discovery.archive.segment import BLOCK, CHECKPOINT, HEADER, NOTHING, Checkp
 from discovery.archive.sums import MOST_FAULTS, Faults, Sums, compare
 from discovery.archive.turnover import MANY, Turnover
 from discovery.archive.writer import MOST_PENDING, Writer, open_writer
+from discovery.changes import Move
 from ec262.errors import Malformed
 
 A, B = "account:" + "a" * 32, "account:" + "b" * 32
@@ -199,7 +200,9 @@ settlements = st.builds(
     st.lists(price, min_size=1, max_size=2),
 )
 anything = st.lists(st.tuples(some_place, some_place, st.integers(-1, 3)), max_size=3 * MANY)
-some_whats = st.sampled_from(
+Runs = list[tuple[str, int | None]]
+"""What movements were for, and how many of them; None: the commit's all."""
+some_whats: st.SearchStrategy[Runs] = st.sampled_from(
     [[("job:j", None)], [("job:j", 5), ("job:k", None)], [("transfer:n", None)], [("start", 1)], []]
 )
 commits = st.lists(
@@ -216,7 +219,7 @@ class Plain:
         self.faults: list[str] = []
         self.rows: Rows = {}
 
-    def add(self, at: tuple[int, int], moves: list[tuple[str, str, int]], whats: list[str]) -> None:
+    def add(self, at: tuple[int, int], moves: list[Move], whats: list[str]) -> None:
         for (source, target, amount), what in zip(moves, whats, strict=True):
             self.movements += 1
             self.balances[source] -= amount
@@ -246,11 +249,12 @@ class Plain:
 
 @given(commits, st.booleans())
 def test_commits_in_sum_come_to_what_their_movements_do_one_by_one(
-    listed: list[tuple[list[tuple[str, str, int]], list[tuple[str, int | None]], int]], rich: bool
+    listed: list[tuple[list[Move], Runs, int]], rich: bool
 ) -> None:
-    start = [("mint", account, 10_000) for account in ACCOUNTS] if rich else []
+    if rich:
+        listed = [([("mint", account, 10_000) for account in ACCOUNTS], [("start", None)], 0), *listed]
     sums, rows, plain, ms = Sums(), Rows(), Plain(), 0
-    for moves, runs, later_ms in [(start, [("start", None)], 0), *listed]:
+    for moves, runs, later_ms in listed:
         whats = [(what, len(moves) if count is None else count) for what, count in runs]
         ms += later_ms
         faults, before = Faults(), len(plain.faults)
