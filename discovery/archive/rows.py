@@ -41,13 +41,14 @@ def add_rows(rows: Rows, entry_id: StreamId, turnover: Turnover, whats: Sequence
     ms, moves = entry_id[0], turnover.moves
     if len(whats) == 1 and whats[0][1] == len(moves) and whats[0][0].startswith("job:"):
         own = rows.setdefault(f"{whats[0][0]}/{ms // DAY_MS}/", {})
-        if turnover.payers and turnover.payees:  # rows are begun in the order of the movements
+        payers, payees = turnover.payers, turnover.payees
+        if payers and payees and not own.keys() >= {*payers, *payees}:  # they begin in the order of the movements
             for place in chain.from_iterable((source, target) for source, target, _ in moves):
                 if place.startswith("account:"):
                     _add(own, place, 0, 0, 0, ms)
-        for payer in turnover.payers:
+        for payer in payers:
             _add(own, payer, 0, turnover.lost[payer], turnover.sent[payer], ms)
-        for payee in turnover.payees:
+        for payee in payees:
             _add(own, payee, turnover.gained[payee], 0, turnover.received[payee], ms)
         return
     for (source, target, amount), what in zip(moves, with_whats(moves, whats), strict=True):

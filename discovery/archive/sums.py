@@ -63,28 +63,32 @@ class Sums:
         else:
             for target, amount in gained.items():
                 balances[target] += amount
-        if len(lost) < MANY or not self._emptied(lost):
-            for source, amount in lost.items():
-                left = balances[source] - amount
-                if left == 0:
-                    del balances[source]
-                    continue
-                balances[source] = left
-                if left < 0 and source != "mint":
-                    faults.add(f"{at}: {source} is below zero ({left})")
+        rest = self._empty(lost) if len(lost) >= MANY else lost
+        for source, amount in rest.items():
+            left = balances[source] - amount
+            if left == 0:
+                del balances[source]
+                continue
+            balances[source] = left
+            if left < 0 and source != "mint":
+                faults.add(f"{at}: {source} is below zero ({left})")
         for payee in turnover.payees:
             self._accounts += gained[payee]
         for payer in turnover.payers:
             self._accounts -= lost[payer]
         self._movements += len(turnover.moves)
 
-    def _emptied(self, lost: Mapping[str, int]) -> bool:
-        """Whether places had just what they lose, as escrows that are paid out have: these are gone then."""
+    def _empty(self, lost: Mapping[str, int]) -> Mapping[str, int]:
+        """Removes the places that had just what they lose, as most escrows; returns what the others lose."""
         held = list(map(self._balances.pop, lost, repeat(0)))
         if held == list(lost.values()):
-            return True
-        self._balances.update(zip(lost, held, strict=True))
-        return False
+            return {}
+        others = {}
+        for (place, amount), had in zip(lost.items(), held, strict=True):
+            if had != amount:
+                self._balances[place] = had
+                others[place] = amount
+        return others
 
     @property
     def balances(self) -> dict[str, int]:
