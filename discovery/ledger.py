@@ -15,6 +15,7 @@ from discovery.archive.entry import decode_entry, with_whats
 from discovery.archive.files import ArchiveFault, Walk, first_number, segments
 from discovery.archive.segment import BLOCK, CHECKPOINT, NOTHING, Damaged, Entry, Frame, StreamId, Totals
 from discovery.archive.sums import Faults, Sums, compare
+from discovery.archive.turnover import Turnover
 from discovery.store.books import Books, Head, Snapshot
 from discovery.store.store import Store
 from ec262.errors import Malformed
@@ -325,7 +326,7 @@ class _Check:
             except Malformed as reason:
                 self.faults.add(f"{at}: {reason}")
             else:
-                self.sums.add(moves, at, self.faults)
+                self.sums.add(Turnover(moves), at, self.faults)
 
     def in_redis(self) -> None:
         """Reads what Redis still had at that instant, though it may go to disk meanwhile."""

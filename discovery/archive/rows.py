@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from discovery.archive.entry import with_whats
 from discovery.archive.segment import StreamId
-from discovery.changes import Move
+from discovery.archive.turnover import Turnover
 
 DAY_MS = 86_400_000
 
@@ -35,16 +36,20 @@ class Line:
     last_ms: int
 
 
-def add_rows(rows: Rows, entry_id: StreamId, moves: Sequence[Move], whats: Sequence[tuple[str, int]]) -> None:
-    """Adds what one commit moved to the rows of all accounts it touched. Costs about 0.5 us a movement of a job."""
-    ms = entry_id[0]
+def add_rows(rows: Rows, entry_id: StreamId, turnover: Turnover, whats: Sequence[tuple[str, int]]) -> None:
+    """Adds what one commit moved to the rows of all accounts it touched. Costs about 0.2 us an account of a job."""
+    ms, moves = entry_id[0], turnover.moves
     if len(whats) == 1 and whats[0][1] == len(moves) and whats[0][0].startswith("job:"):
         own = rows.setdefault(f"{whats[0][0]}/{ms // DAY_MS}/", {})
-        for source, target, amount in moves:
-            if source[0:8] == "account:":
-                _add(own, source, 0, amount, ms)
-            if target[0:8] == "account:":
-                _add(own, target, amount, 0, ms)
+        payers, payees = turnover.payers, turnover.payees
+        if payers and payees and not own.keys() >= {*payers, *payees}:  # they begin in the order of the movements
+            for place in chain.from_iterable((source, target) for source, target, _ in moves):
+                if place.startswith("account:"):
+                    _add(own, place, 0, 0, 0, ms)
+        for payer in payers:
+            _add(own, payer, 0, turnover.lost[payer], turnover.sent[payer], ms)
+        for payee in payees:
+            _add(own, payee, turnover.gained[payee], 0, turnover.received[payee], ms)
         return
     for (source, target, amount), what in zip(moves, with_whats(moves, whats), strict=True):
         single = f"{ms}-{entry_id[1]}" if not what.startswith("job:") and what else ""
@@ -52,17 +57,17 @@ def add_rows(rows: Rows, entry_id: StreamId, moves: Sequence[Move], whats: Seque
             if place.startswith("account:"):
                 across = other.removeprefix("account:") if single else ""
                 name = f"{what}/{single or ms // DAY_MS}/{across}"
-                _add(rows.setdefault(name, {}), place, received, paid, ms)
+                _add(rows.setdefault(name, {}), place, received, paid, 1, ms)
 
 
-def _add(own: dict[str, Row], place: str, received: int, paid: int, ms: int) -> None:
+def _add(own: dict[str, Row], place: str, received: int, paid: int, movements: int, ms: int) -> None:
     row = own.get(place)
     if row is None:
-        own[place] = [received, paid, 1, ms, ms]
+        own[place] = [received, paid, movements, ms, ms]
     else:
         row[0] += received
         row[1] += paid
-        row[2] += 1
+        row[2] += movements
         row[4] = ms
 
 

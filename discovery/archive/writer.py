@@ -31,6 +31,7 @@ from discovery.archive.segment import (
     read_header,
 )
 from discovery.archive.sums import Faults, Sums
+from discovery.archive.turnover import Turnover
 from ec262.errors import Malformed
 
 log = logging.getLogger("ec262.discovery")
@@ -268,9 +269,10 @@ def _reckon(
         except Malformed as reason:
             faults.add(f"entry {ms}-{sequence}: {reason}")
             continue
-        sums.add(moves, f"entry {ms}-{sequence}", faults)
+        turnover = Turnover(moves)
+        sums.add(turnover, f"entry {ms}-{sequence}", faults)
         if rows is not None:
-            add_rows(rows, (ms, sequence), moves, whats)
+            add_rows(rows, (ms, sequence), turnover, whats)
     for fault in () if faults_known else faults.listed:
         log.error("the ledger's block %d: %s", number, fault)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,9 @@ from discovery.archive.files import ArchiveFault, Walk, segments
 from discovery.archive.rows import DAY_MS, Rows, add_rows, lines_of, page
 from discovery.archive.segment import BLOCK, CHECKPOINT, HEADER, NOTHING, Checkpoint, Damaged, Entry, Totals
 from discovery.archive.sums import MOST_FAULTS, Faults, Sums, compare
+from discovery.archive.turnover import MANY, Turnover
 from discovery.archive.writer import MOST_PENDING, Writer, open_writer
+from discovery.changes import Move
 from ec262.errors import Malformed
 
 A, B = "account:" + "a" * 32, "account:" + "b" * 32
@@ -128,12 +131,12 @@ def test_a_payload_that_unpacks_to_more_than_memory_is_refused(monkeypatch: pyte
 
 def test_sums_hold_what_is_not_zero_and_nothing_else() -> None:
     sums, faults = Sums(), Faults()
-    sums.add([("mint", A, 10)], "1", faults)
+    sums.add(Turnover([("mint", A, 10)]), "1", faults)
     for task in range(1000):
-        sums.add([(A, f"escrow:{task}", 2)], "2", faults)
-        sums.add([(f"escrow:{task}", B, 1), (f"escrow:{task}", A, 1)], "3", faults)
+        sums.add(Turnover([(A, f"escrow:{task}", 2)]), "2", faults)
+        sums.add(Turnover([(f"escrow:{task}", B, 1), (f"escrow:{task}", A, 1)]), "3", faults)
         if task % 5 == 4:
-            sums.add([(B, A, 5)], "4", faults)
+            sums.add(Turnover([(B, A, 5)]), "4", faults)
     assert faults.listed == []
     assert sums.balances == {"mint": -10, A: 10}
     assert sums.totals == Totals(1 + 3000 + 200, 10, 0, 10, 0)
@@ -152,7 +155,7 @@ def test_sums_hold_what_is_not_zero_and_nothing_else() -> None:
 )
 def test_movements_that_cannot_be_are_named(moves: list[tuple[str, str, int]], said: str) -> None:
     sums, faults = Sums({"mint": -10, A: 10}), Faults()
-    sums.add(moves, "entry 5-0", faults)
+    sums.add(Turnover(moves), "entry 5-0", faults)
     assert len(faults.listed) == 1
     assert faults.listed[0].startswith("entry 5-0: ")
     assert said in faults.listed[0]
@@ -160,7 +163,7 @@ def test_movements_that_cannot_be_are_named(moves: list[tuple[str, str, int]], s
 
 def test_within_a_commit_the_order_of_movements_does_not_matter() -> None:
     sums, faults = Sums({"mint": -10, A: 10}), Faults()
-    sums.add([(B, "escrow:1", 10), (A, B, 10)], "entry", faults)
+    sums.add(Turnover([(B, "escrow:1", 10), (A, B, 10)]), "entry", faults)
     assert faults.listed == []
     assert sums.balances == {"mint": -10, "escrow:1": 10}
 
@@ -180,15 +183,114 @@ def test_balances_are_compared_place_by_place() -> None:
     assert any(fault.startswith("pocket:1: no such place") for fault in faults.listed)
 
 
+# --- a commit in sum ------------------------------------------------------------------------------
+
+ACCOUNTS = [f"account:{n}" for n in range(4)]
+ESCROWS = [f"escrow:{n}" for n in range(3 * MANY)]
+some_account, some_escrow = st.sampled_from(ACCOUNTS), st.sampled_from(ESCROWS)
+some_place = st.sampled_from(["mint", "burn", "", "accounts", "zzz", *ACCOUNTS, *ESCROWS])
+price = st.integers(1, 3)
+many_tasks = st.lists(some_escrow, max_size=3 * MANY) | st.permutations(ESCROWS)
+
+leases = st.builds(lambda who, tasks, each: [(who, task, each) for task in tasks], some_account, many_tasks, price)
+settlements = st.builds(
+    lambda tasks, payees, prices: list(zip(tasks, payees * len(tasks), prices * len(tasks), strict=False)),
+    many_tasks,
+    st.lists(some_account, min_size=1, max_size=9),
+    st.lists(st.integers(0, 3), min_size=1, max_size=2),
+)
+settled_and_leased_again = st.builds(lambda paid, leased: paid + leased, settlements, leases)
+anything = st.lists(st.tuples(some_place, some_place, st.integers(-1, 3)), max_size=3 * MANY)
+Runs = list[tuple[str, int | None]]
+"""What movements were for, and how many of them; None: the commit's all."""
+some_whats: st.SearchStrategy[Runs] = st.sampled_from(
+    [[("job:j", None)], [("job:j", 5), ("job:k", None)], [("transfer:n", None)], [("start", 1)], []]
+)
+commits = st.lists(
+    st.tuples(leases | settlements | settled_and_leased_again | anything, some_whats, st.integers(0, DAY_MS)),
+    min_size=1,
+    max_size=6,
+)
+
+
+class Plain:
+    """The same reckoning as of `Sums` and `add_rows`, movement by movement."""
+
+    def __init__(self) -> None:
+        self.balances: Counter[str] = Counter()
+        self.movements = 0
+        self.faults: list[str] = []
+        self.rows: Rows = {}
+
+    def add(self, at: tuple[int, int], moves: list[Move], whats: list[tuple[str, int]]) -> None:
+        if whats == [("job:j", len(moves))]:  # such a commit takes the name's place, also where it touches no account
+            self.rows.setdefault(f"job:j/{at[0] // DAY_MS}/", {})
+        for (source, target, amount), what in zip(moves, with_whats(moves, whats), strict=True):
+            self.movements += 1
+            self.balances[source] -= amount
+            self.balances[target] += amount
+            if amount <= 0 or source == target:
+                self.faults.append(f"a movement of {amount} credits from {source} to {target}")
+            for own, other, received, paid in ((source, target, 0, amount), (target, source, amount, 0)):
+                if own.startswith("account:"):
+                    self._row(at, own, other, what, received, paid)
+        for source in {source for source, _, _ in moves} - {"mint"}:
+            if self.balances[source] < 0:
+                self.faults.append(f"{source} is below zero ({self.balances[source]})")
+
+    def _row(self, at: tuple[int, int], own: str, other: str, what: str, received: int, paid: int) -> None:
+        name = f"{what}/{at[0] // DAY_MS}/"
+        if what and not what.startswith("job:"):
+            name = f"{what}/{at[0]}-{at[1]}/{other.removeprefix('account:')}"
+        row = self.rows.setdefault(name, {}).setdefault(own, [0, 0, 0, at[0], at[0]])
+        row[:] = row[0] + received, row[1] + paid, row[2] + 1, row[3], at[0]
+
+    @property
+    def totals(self) -> Totals:
+        on_accounts = sum(amount for place, amount in self.balances.items() if place.startswith("account:"))
+        minted, burnt = -self.balances["mint"], self.balances["burn"]
+        return Totals(self.movements, minted, burnt, on_accounts, minted - burnt - on_accounts)
+
+
+@given(commits, st.booleans())
+def test_commits_in_sum_come_to_what_their_movements_do_one_by_one(
+    listed: list[tuple[list[Move], Runs, int]], rich: bool
+) -> None:
+    if rich:
+        listed = [([("mint", account, 10_000) for account in ACCOUNTS], [("start", None)], 0), *listed]
+    sums, rows, plain, ms = Sums(), Rows(), Plain(), 0
+    for moves, runs, later_ms in listed:
+        whats = [(what, len(moves) if count is None else count) for what, count in runs]
+        ms += later_ms
+        faults, before = Faults(), len(plain.faults)
+        turnover = Turnover(moves)
+        sums.add(turnover, "here", faults)
+        add_rows(rows, (ms, 7), turnover, whats)
+        plain.add((ms, 7), moves, whats)
+        said = [f"here: {fault}" for fault in plain.faults[before:]]
+        assert len(faults.listed) == min(len(said), MOST_FAULTS + 1)
+        assert len(said) > MOST_FAULTS or sorted(faults.listed) == sorted(said)
+        assert {place: amount for place, amount in sums.balances.items() if amount} == {
+            place: amount for place, amount in plain.balances.items() if amount
+        }
+        assert sums.totals == plain.totals
+    # Also in the same order: whoever goes on with posting rows leaves out as many as are posted.
+    assert in_order(rows) == in_order(plain.rows)
+
+
+def in_order(rows: Rows) -> list[tuple[str, str, list[int]]]:
+    return [(name, place, row) for name, own in rows.items() for place, row in own.items()]
+
+
 # --- rows of statements ---------------------------------------------------------------------------
 
 
 def test_a_job_is_one_row_a_day_for_each_account() -> None:
     rows: Rows = {}
     for n in range(3):
-        add_rows(rows, (5 + n, 0), [(A, "escrow:1", 2)], [("job:j", 1)])
-        add_rows(rows, (9 + n, 0), [("escrow:1", B, 1), ("escrow:1", A, 1)], [("job:j", 1), ("job:j", 1)])
-    add_rows(rows, (DAY_MS + 1, 0), [("escrow:1", B, 1)], [("job:j", 1)])
+        add_rows(rows, (5 + n, 0), Turnover([(A, "escrow:1", 2)]), [("job:j", 1)])
+        add_rows(rows, (9 + n, 0), Turnover([("escrow:1", B, 1), ("escrow:1", A, 1)]), [("job:j", 1), ("job:j", 1)])
+    add_rows(rows, (DAY_MS + 1, 0), Turnover([("escrow:1", B, 1)]), [("job:j", 1)])
     assert rows == {
         "job:j/0/": {A: [3, 6, 6, 5, 11], B: [3, 0, 3, 9, 11]},
         "job:j/1/": {B: [1, 0, 1, DAY_MS + 1, DAY_MS + 1]},
@@ -197,8 +299,8 @@ def test_a_job_is_one_row_a_day_for_each_account() -> None:
 
 def test_transfers_are_a_row_each_with_the_other_side_and_any_note() -> None:
     rows: Rows = {}
-    add_rows(rows, (5, 1), [(A, B, 2)], [("transfer:a/b/c: d", 1)])
-    add_rows(rows, (5, 2), [(A, B, 2)], [("transfer:a/b/c: d", 1)])
+    add_rows(rows, (5, 1), Turnover([(A, B, 2)]), [("transfer:a/b/c: d", 1)])
+    add_rows(rows, (5, 2), Turnover([(A, B, 2)]), [("transfer:a/b/c: d", 1)])
     mine = [(name, own[B]) for name, own in rows.items() if B in own]
     lines = lines_of({name: f"{serial} {' '.join(map(str, row))}" for serial, (name, row) in enumerate(mine, 1)})
     assert [(line.serial, line.what, line.other, line.received) for line in lines] == [

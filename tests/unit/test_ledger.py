@@ -22,6 +22,7 @@ from discovery.archive.files import ArchiveFault, Walk, segments
 from discovery.archive.mover import Mover
 from discovery.archive.segment import BLOCK, NOTHING, Entry
 from discovery.archive.sums import Faults, Sums
+from discovery.archive.turnover import Turnover
 from discovery.ledger import Audit, Movement, export, verify
 from discovery.store.books import MOST_MINTED, MOST_ROWS
 from ec262.protocol import messages as m
@@ -262,7 +263,7 @@ def signed_anew(directory: Path, change: Callable[[int, list[Entry]], list[Entry
         if frame.header.kind == BLOCK:
             entries = change(number, frame.block().entries)
             for _, _, entry in entries:
-                sums.add(decode_entry(entry)[0], "", faults)
+                sums.add(Turnover(decode_entry(entry)[0]), "", faults)
             made, previous = segment.encode_block(number, previous, entries, sums.totals)
             digest, last = previous, entries[-1][:2]
         else:
