@@ -8,7 +8,7 @@ from discovery import tasks as rules
 from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
-from discovery.leasing import Leasing, Market
+from discovery.leasing import Leasing
 from discovery.receipts_shown import (
     MOST_RECEIPTS,
     NOT_OF_JOB,
@@ -22,7 +22,7 @@ from discovery.receipts_shown import (
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
 from discovery.store.answers import Conflict, Told
-from discovery.store.reputations import Job
+from discovery.store.known import Job
 from discovery.store.store import Store
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
@@ -225,17 +225,13 @@ class Settlement:
         added: dict[str, list[tuple[int, WorkerRecord]]] = {}
         named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
         kinds = {_kind(record): record for record, _ in extend}
-        past, samples = self._leasing.drawn(sorted(named), list(kinds.values()))
-        drawn = dict(zip(kinds, samples, strict=True))
-        markets: dict[tuple[object, ...], Market] = {}
+        markets = dict(zip(kinds, self._leasing.markets(list(kinds.values()), sorted(named)), strict=True))
+        for kind, market in markets.items():
+            noted = changes.jobs.get((kinds[kind].account_id, kinds[kind].job_id))
+            for worker_id in noted.undelivered if noted is not None else ():
+                market.workers.pop(worker_id, None)
         for record, count in extend:
-            kind = _kind(record)
-            if kind not in markets:
-                markets[kind] = self._leasing.market(record, past, drawn[kind])
-                noted = changes.jobs.get((record.account_id, record.job_id))
-                for worker_id in noted.undelivered if noted is not None else ():
-                    markets[kind].workers.pop(worker_id, None)
-            market = markets[kind]
+            market = markets[_kind(record)]
             if market.budget < record.units or not self._leasing.may_extend(record, now_ms):
                 # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.
                 if not rules.still_out(record):
@@ -245,7 +241,7 @@ class Settlement:
                 # So many are wanted of newcomers; of workers that are known fewer may do.
                 verdict = rules.verdict_on(record, view, further=further(market.workers.values(), market.view))
                 count = verdict.replicas if isinstance(verdict, More) else 1
-            fresh = self._leasing.extend(record, count, market, past, changes)
+            fresh = self._leasing.extend(record, count, market, changes)
             if fresh:
                 added[record.task_id] = fresh
         return added

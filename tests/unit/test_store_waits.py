@@ -10,6 +10,7 @@ import redis
 from discovery.app import Discovery
 from discovery.changes import Changes
 from discovery.store.answers import Conflict
+from discovery.store.sampling import Draw
 from discovery.store.store import COMMITS_AT_ONCE, Store
 from ec262.protocol import messages as m
 
@@ -34,7 +35,7 @@ def test_a_store_that_forgot_its_scripts_is_told_them_again(store: Store, redis_
 
 def test_reads_asked_together_say_what_they_say_alone(store: Store, discovery: Discovery) -> None:
     account_id = discovery.registry.create_account("192.0.2.1", m.CreateAccount()).account_id
-    kept, sample = store.sample_for("native/3.11", [], 8, account_id, "some key", offer=1)
+    kept, sample = store.sample_for(Draw("native/3.11", [], 8, (account_id, JOB[1]), idempotency_key="some key"))
     alone = store.sample("native/3.11", [], 8, account_id)
     assert kept is None
     assert (sample.balance, sample.workers, sample.slots_alive) == (alone.balance, alone.workers, alone.slots_alive)
