@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from discovery import tasks as rules
@@ -32,6 +33,8 @@ from ec262.protocol.keys import TaskKeys
 from ec262.protocol.states import ReplicaState, TaskState
 
 SWEEP_BATCH = BATCH
+MOST_EXTENDED = 10_000
+"""Tasks of which this process remembers who had them."""
 
 
 class Settlement:
@@ -43,6 +46,9 @@ class Settlement:
         self._trust = trust
         self._leasing = leasing
         self._terms = trust.terms
+        # Who had a task that got further replicas: once these answer, the first are asked about in the same step. Where
+        # that is not known any more, or to another process, it takes the store a further step.
+        self._had: OrderedDict[str, list[str]] = OrderedDict()
 
     def settle(self, account_id: str, asked: m.Settle) -> m.Settled:
         """Records receipts, then decides the tasks named. Asking again within the grace period gives the same answer.
@@ -65,11 +71,12 @@ class Settlement:
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
-        workers = list(dict.fromkeys(bundle.worker_id for bundle in asked.receipts))
+        workers = dict.fromkeys(bundle.worker_id for bundle in asked.receipts)
+        workers.update(dict.fromkeys(worker_id for task_id in task_ids for worker_id in self._had.get(task_id, ())))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
-            now_ms, records, view = self._trust.load(job, list(task_ids), workers)
+            now_ms, records, view = self._trust.load(job, list(task_ids), list(workers))
             before = fingerprints(records)
             changes = Changes()
             bad = {key: list(leases) for key, leases in refused.items()}
@@ -244,6 +251,9 @@ class Settlement:
             fresh = self._leasing.extend(record, count, market, changes)
             if fresh:
                 added[record.task_id] = fresh
+                self._had[record.task_id] = [each.worker_id for each in (*record.heard, *record.replicas)]
+        while len(self._had) > MOST_EXTENDED:
+            self._had.popitem(last=False)
         return added
 
     def _repeat(
