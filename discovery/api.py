@@ -303,11 +303,7 @@ class Api:
         if given is None or given.type != "basic" or not given.username or given.password is None:
             self._gate.enter(route)
             raise ProblemError(401, "unauthorized", "send the account id and secret as HTTP Basic credentials")
-        banned = None
-        if _ID.fullmatch(given.username):  # it is part of a key of the store
-            banned = self._gate.identify(given.username, hash_of(given.username, given.password))
-        else:
-            self._gate.enter(route)
+        banned = self._gate.identify(given.username, hash_of(given.username, given.password))
         if banned is None:
             raise ProblemError(401, "unauthorized", "there is no such account, or its secret is another")
         if banned and route.auth == "account" and not route.banned_too:

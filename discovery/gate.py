@@ -70,7 +70,7 @@ class Gate:
         """Lets a request in that is of an account, if neither that nor its address asks too often.
 
         Args:
-            account_id: that it names; an id of the right form.
+            account_id: that it names.
             secret_hash: `registry.hash_of` the secret that it shows.
 
         Returns:
