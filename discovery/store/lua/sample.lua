@@ -107,8 +107,9 @@ local function neighbour(id)
   return worker[1] == account[4] or redis.call('HGET', P .. 'account:' .. worker[2], 'network') == account[4]
 end
 local ids, fresh, past = {}, {}, {}
-for _, id in ipairs(drawn) do
-  if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now and not (bound and neighbour(id)) then
+local lapses = #drawn > 0 and redis.call('ZMSCORE', P .. 'alive', unpack(drawn)) or {}
+for n, id in ipairs(drawn) do
+  if tonumber(lapses[n] or '0') > now and not (bound and neighbour(id)) then
     fresh[#fresh + 1] = worker(id)
     ids[#ids + 1] = id
   end
