@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import secrets
@@ -27,6 +28,9 @@ from ec262.protocol.terms import ANYBODY
 
 KEY_VERSION = 1
 """Version of worker keys; a future rotation counts it up."""
+
+# Each bundle of tickets or receipts wants its worker's; whoever reads them here could read what they follow from.
+_worker_key = functools.lru_cache(maxsize=1 << 13)(keys.worker_key)
 
 
 class Registry:
@@ -228,7 +232,7 @@ class Registry:
 
     def worker_key(self, worker_id: str) -> bytes:
         """The key shared with a worker."""
-        return keys.worker_key(self._keyring.master, worker_id, KEY_VERSION)
+        return _worker_key(self._keyring.master, worker_id, KEY_VERSION)
 
 
 def new_account(
