@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 import msgspec
 import redis
@@ -23,7 +22,7 @@ from discovery.leaderboard import Leaderboard
 from discovery.leasing import Leasing
 from discovery.ledger import totals
 from discovery.metrics import ROUTE, exposition
-from discovery.registry import Registry
+from discovery.registry import Registry, hash_of
 from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import Settlement
@@ -282,9 +281,9 @@ class Api:
             request.environ[ROUTE] = route.name
             account_id = ""
             if route.auth == "account" or (route.auth == "optional" and request.authorization is not None):
-                account_id = self._gate.enter(route, partial(self._authenticate, route))
+                account_id = self._authenticate(route)
             else:
-                self._gate.enter(route, str)
+                self._gate.enter(route)
             if route.request is not None:
                 if request.mimetype not in (m.JSON, m.PACKED):
                     return problem("unsupported-media-type", f"send the body as Content-Type: {m.JSON} or {m.PACKED}")
@@ -302,9 +301,10 @@ class Api:
     def _authenticate(self, route: Route) -> str:
         given = request.authorization
         if given is None or given.type != "basic" or not given.username or given.password is None:
+            self._gate.enter(route)
             raise ProblemError(401, "unauthorized", "send the account id and secret as HTTP Basic credentials")
-        authentic, banned = self._registry.authentic(given.username, given.password)
-        if not authentic:
+        banned = self._gate.identify(given.username, hash_of(given.username, given.password))
+        if banned is None:
             raise ProblemError(401, "unauthorized", "there is no such account, or its secret is another")
         if banned and route.auth == "account" and not route.banned_too:
             raise ProblemError(403, "banned", f"this account is banned ({banned})")

@@ -6,6 +6,8 @@ nobody here knows a right answer beforehand. docs/trust.md has the formulas, wha
 
 What is stored are integers in thousandths that only ever grow or shrink by increments: settlements of different tasks
 never collide, and the order in which they come does not matter.
+
+A request makes hundreds of the small types here: as msgspec's they take a fifth of a dataclass' time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from ec262.protocol.keys import Prepared
 
@@ -66,8 +70,7 @@ class Assumptions:
 USUAL = Assumptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(msgspec.Struct, frozen=True, gc=False):
     """What is on record of one worker, in thousandths: all of it, or that from one foreman's jobs.
 
     Attributes:
@@ -97,8 +100,7 @@ class Tally:
 NOTHING = Tally()
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """A worker in the eyes of one foreman.
 
     Attributes:
@@ -143,7 +145,7 @@ def standing(
         known: the sum of `shared` over all foremen.
         own: this foreman's tally.
     """
-    whole = known.minus(shared(own, assumed)).plus(own)
+    whole = known if own == NOTHING else known.minus(shared(own, assumed)).plus(own)
     return Standing(max(whole.verified, 0) / THOUSAND, max(whole.doubts, 0) / THOUSAND, auditor, banned)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from flask import Blueprint, Response, g, request
 
 from discovery.addresses import believed, caller_of, origins
 from discovery.limits import Limiter, RateLimited, held_s
 from discovery.metrics import Meter
-from ec262.errors import ProblemError
 from ec262.protocol.pacing import cost_of
 from ec262.protocol.routes import Route
 from ec262.responses import refuse_old
@@ -61,39 +61,48 @@ class Gate:
         said = ",".join(request.headers.getlist("X-Forwarded-Proto")).rpartition(",")[2]
         return believed(_peer(), self._proxies) and said.strip().lower() == "https"
 
-    def enter(self, route: Route, authenticate: Callable[[], str]) -> str:
-        """The account that asks a route for programs; as `admit`."""
-        if route.name in _UNLIMITED:
-            return authenticate()
-        return self.admit(authenticate, anonymous=request.authorization is None)
+    def enter(self, route: Route) -> None:
+        """Lets a request in that asks a route for programs and is of no account; as `admit`."""
+        if route.name not in _UNLIMITED:
+            self.admit(str, anonymous=request.authorization is None)
+
+    def identify(self, account_id: str, secret_hash: bytes) -> str | None:
+        """Lets a request in that is of an account, if neither that nor its address asks too often.
+
+        Args:
+            account_id: that it names.
+            secret_hash: `registry.hash_of` the secret that it shows.
+
+        Returns:
+            Why the account is banned, empty: it is not; None: it has another secret, or there is no such account.
+
+        Raises:
+            RateLimited.
+        """
+        origin = origins(self.caller())[0]
+        with self._refusing(origin):
+            self._limiter.admit(origin, anonymous=False)
+            cost = cost_of(request.content_length or 0)
+            banned, g.allowance = self._limiter.enter(origin, account_id, secret_hash, cost)
+        return banned
 
     def admit(self, authenticate: Callable[[], str], *, anonymous: bool) -> str:
         """The account that asks, if neither it nor its address asks too often.
 
         Args:
+            authenticate: tells the account; empty: it is of none.
             anonymous: the request does not say of which account it is.
 
         Raises:
-            RateLimited, and what `authenticate` raises.
+            RateLimited.
         """
         if not self._limiter.limits:
             return authenticate()
         origin = origins(self.caller())[0]
-        cost = cost_of(request.content_length or 0)
-        try:
+        with self._refusing(origin):
             self._limiter.admit(origin, anonymous=anonymous)
-            try:
-                account_id = authenticate()
-            except ProblemError as refused:
-                if refused.status == 401:  # guessing costs the address what it has for those without an account
-                    g.allowance = self._limiter.spend(origin, "", cost)
-                raise
-            g.allowance = self._limiter.spend(origin, account_id, cost)
-        except RateLimited as reason:
-            self._meter.count(f"limited|{reason.limit}")
-            g.wait_s = reason.wait_s
-            self._hold(origin)
-            raise
+            account_id = authenticate()
+            g.allowance = self._limiter.spend(origin, account_id, cost_of(request.content_length or 0))
         return account_id
 
     def _refuse(self) -> Response | None:
@@ -102,6 +111,17 @@ class Gate:
         if refusal is not None or request.routing_exception is not None or request.method == "OPTIONS":
             self.admit(str, anonymous=True)
         return refusal
+
+    @contextlib.contextmanager
+    def _refusing(self, origin: str) -> Iterator[None]:
+        """Counts a refusal, notes when to come back, and holds it back."""
+        try:
+            yield
+        except RateLimited as reason:
+            self._meter.count(f"limited|{reason.limit}")
+            g.wait_s = reason.wait_s
+            self._hold(origin)
+            raise
 
     def _hold(self, origin: str) -> None:
         self._held[origin] += 1

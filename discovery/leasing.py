@@ -6,7 +6,9 @@ import random
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from discovery.beliefs import hear
 from discovery.changes import Changes, View
@@ -19,7 +21,8 @@ from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
 from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.answers import Conflict, Sample
-from discovery.store.reputations import Job
+from discovery.store.known import Job
+from discovery.store.sampling import Draw
 from discovery.store.store import Store
 from discovery.tasks import add_replicas, next_due
 from discovery.trust import Trust, welcome
@@ -50,6 +53,7 @@ class Market:
 
     Attributes:
         budget: credits that may be spent.
+        past: those who had such tasks.
         newcomers: those of whom a task gets one at most.
         view: what the foreman knows of them, and of those who had the tasks.
         chance: what decides between workers. Nobody knows its seed, and nobody sees what it draws before the last is
@@ -59,6 +63,7 @@ class Market:
     now_ms: int
     budget: int
     workers: dict[str, WorkerRecord]
+    past: dict[str, WorkerRecord]
     newcomers: frozenset[str]
     view: View
     chance: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(256)))
@@ -100,12 +105,15 @@ class Leasing:
         worker_class = class_of(wanted.requirements.lane, wanted.requirements.python, capabilities)
         for _ in range(ATTEMPTS):
             before, sample = self._store.sample_for(
-                *(worker_class, capabilities, self._settings.sample, account_id, wanted.idempotency_key),
-                offer=wanted.offer,
+                Draw(
+                    *(worker_class, capabilities, self._settings.sample, job, wanted.offer),
+                    networks_count=self._trust.networks_count,
+                    idempotency_key=wanted.idempotency_key,
+                )
             )
             if before is not None:
                 return self._repeat(account_id, wanted, before, sample)
-            view = self._trust.view(job, sample=sample.workers)
+            view = self._trust.view_of(sample.known)
             budget = sample.balance - view.unvested
             longest_s = max(task.cpu_limit_s for task in wanted.tasks)
             fit = self._fit(sample.workers, job, longest_s, view, trusting=not policy.confidence)
@@ -146,15 +154,26 @@ class Leasing:
             return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
-    def drawn(
-        self, worker_ids: Sequence[str], kinds: Sequence[TaskRecord]
-    ) -> tuple[dict[str, WorkerRecord], list[Sample]]:
-        """The records of some workers, and free workers for tasks like each of `kinds`: what `market` wants."""
-        return self._store.workers_and_samples(worker_ids, kinds, self._settings.sample)
+    def markets(self, kinds: Sequence[TaskRecord], worker_ids: Sequence[str]) -> list[Market]:
+        """For tasks like each of `kinds`: workers, drawn for it, that could take a further replica.
 
-    def market(self, task: TaskRecord, past: dict[str, WorkerRecord], sample: Sample) -> Market:
-        """Workers, drawn for it, that could take a further replica of a task like this; `past` had such tasks."""
-        view = self._trust.view((task.account_id, task.job_id), past, sample.workers)
+        Args:
+            worker_ids: who had such tasks.
+        """
+        samples = self._store.samples(
+            [
+                Draw(
+                    *(of.worker_class, of.capabilities, self._settings.sample, (of.account_id, of.job_id), of.offer),
+                    networks_count=self._trust.networks_count,
+                    named=worker_ids,
+                )
+                for of in kinds
+            ]
+        )
+        return [self._market(task, sample) for task, sample in zip(kinds, samples, strict=True)]
+
+    def _market(self, task: TaskRecord, sample: Sample) -> Market:
+        view = self._trust.view_of(sample.known)
         fit = {
             worker.worker_id: worker
             for worker in self._fit(
@@ -166,12 +185,13 @@ class Leasing:
             now_ms=sample.now_ms,
             budget=sample.balance - view.unvested,
             workers=fit,
-            newcomers=newcomers_of(list((past | fit).values())) if task.confidence else frozenset(),
+            past=sample.named,
+            newcomers=newcomers_of(list((sample.named | fit).values())) if task.confidence else frozenset(),
             view=view,
         )
 
     def extend(
-        self, task: TaskRecord, replicas: int, market: Market, past: dict[str, WorkerRecord], changes: Changes
+        self, task: TaskRecord, replicas: int, market: Market, changes: Changes
     ) -> list[tuple[int, WorkerRecord]]:
         """Adds up to `replicas` workers to a task, distinct from those it had; returns their numbers and them.
 
@@ -179,29 +199,28 @@ class Leasing:
         that refused it, but only where nobody else is left, and `MOST_REFUSALS` times: it may have been paused then,
         and be willing now. One that goes on to refuse would be asked as fast as it answers.
         """
-        fresh = self._extend(task, replicas, market, past, frozenset(), changes)
+        fresh = self._extend(task, replicas, market, frozenset(), changes)
         refusals = Counter(each.worker_id for each in task.replicas if each.state is ReplicaState.REFUSED)
         if fresh or not refusals:
             return fresh
         again = frozenset(worker_id for worker_id, times in refusals.items() if times < MOST_REFUSALS)
-        return self._extend(task, replicas, market, past, again, changes) if again else []
+        return self._extend(task, replicas, market, again, changes) if again else []
 
     def _extend(
         self,
         task: TaskRecord,
         replicas: int,
         market: Market,
-        past: dict[str, WorkerRecord],
         again: frozenset[str],
         changes: Changes,
     ) -> list[tuple[int, WorkerRecord]]:
         """As `extend`; those of `again` may have the task again that they refused."""
         had = [
-            past[replica.worker_id]
+            market.past[replica.worker_id]
             for replica in (*task.heard, *task.replicas)
             if replica.state is not ReplicaState.EXPIRED
             and not (replica.state is ReplicaState.REFUSED and replica.worker_id in again)
-            and replica.worker_id in past
+            and replica.worker_id in market.past
         ]
         for count in range(replicas, 0, -1):
             fit: Collection[WorkerRecord] = market.workers.values()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from discovery.settings import Settings
-from discovery.store.rates import Left, Rates
+from discovery.store.rates import Left, Rate, Rates
 from ec262.errors import ProblemError
 
 BURST_S = 10
@@ -132,12 +132,37 @@ class Limiter:
         """
         whose, who = (self._account, account_id) if account_id else (self._anonymous, address)
         self._refuse_blocked(whose, who)
-        asked = [(limit, each) for limit, each in ((self._address, address), (whose, who)) if limit]
+        asked = self._asked(address, whose, who)
         if not asked:
             return None
-        good, left = self._rates.spend(
-            cost, [(f"{limit.name}:{who}", limit.a_second, limit.burst) for limit, who in asked]
-        )
+        return self._allowance(asked, *self._rates.spend(cost, _rates(asked)))
+
+    def enter(
+        self, address: str, account_id: str, secret_hash: bytes, cost: int
+    ) -> tuple[str | None, Allowance | None]:
+        """Finds out whether a request is its account's, and counts it, in one step.
+
+        One that shows another secret costs the address what it has for those without an account, and not the account:
+        else anybody could use up its share.
+
+        Returns:
+            Why the account is banned, empty: it is not, None: its secret is another; and as `spend`.
+
+        Raises:
+            RateLimited: there is no room for it; nothing was counted.
+        """
+        mine, others = self._asked(address, self._account, account_id), self._asked(address, self._anonymous, address)
+        entered = self._rates.enter(cost, account_id, secret_hash, _rates(mine), _rates(others))
+        allowance = self._allowance(mine if entered.proven else others, entered.good, entered.left)
+        return entered.banned if entered.proven else None, allowance
+
+    def _asked(self, address: str, whose: Limit | None, who: str) -> list[tuple[Limit, str]]:
+        """The limits that count, each with whom it is of."""
+        return [(limit, each) for limit, each in ((self._address, address), (whose, who)) if limit]
+
+    def _allowance(self, asked: Sequence[tuple[Limit, str]], good: bool, left: Sequence[Left]) -> Allowance | None:
+        if not asked:
+            return None
         if good:
             return Allowance(tuple(limit for limit, _ in asked), tuple(left))
         (limit, refused), wait_ms = max(
@@ -164,3 +189,7 @@ class Limiter:
             self._blocked = {key: until_s for key, until_s in self._blocked.items() if until_s > now_s}
         if len(self._blocked) < _MOST_BLOCKED:
             self._blocked[key] = now_s + wait_s
+
+
+def _rates(asked: Sequence[tuple[Limit, str]]) -> list[Rate]:
+    return [(f"{limit.name}:{who}", limit.a_second, limit.burst) for limit, who in asked]

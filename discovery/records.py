@@ -110,9 +110,8 @@ class TaskRecord(msgspec.Struct, array_like=True, gc=False):
         return [number for number, replica in enumerate(self.replicas) if replica.state in HOLDS_ESCROW]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """A worker as discovery sees it.
+class WorkerRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A worker as discovery sees it; its fields stand as the store names them (`store/lua/parts/known.lua`).
 
     Attributes:
         verified, doubts, words: what all foremen share of its record (`credibility.Tally`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import secrets
@@ -27,6 +28,9 @@ from ec262.protocol.terms import ANYBODY
 
 KEY_VERSION = 1
 """Version of worker keys; a future rotation counts it up."""
+
+# Each bundle of tickets or receipts wants its worker's; whoever reads them here could read what they follow from.
+_worker_key = functools.lru_cache(maxsize=1 << 13)(keys.worker_key)
 
 
 class Registry:
@@ -82,7 +86,7 @@ class Registry:
     def authentic(self, account_id: str, secret: str) -> tuple[bool, str]:
         """Whether the secret is the account's; and why the account is banned, empty: it is not."""
         stored, banned = self._store.accounts.secret(account_id)
-        made = _hash(account_id, secret)
+        made = hash_of(account_id, secret)
         return hmac.compare_digest(stored if stored is not None else bytes(32), made) and stored is not None, banned
 
     def account_state(self, account_id: str) -> m.AccountState:
@@ -119,7 +123,7 @@ class Registry:
             ProblemError: ``conflict``, it was replaced by another at the same time.
         """
         if not self._store.accounts.replace_secret(
-            account_id, _hash(account_id, secret), _hash(account_id, wanted.secret)
+            account_id, hash_of(account_id, secret), hash_of(account_id, wanted.secret)
         ):
             raise ProblemError(409, "conflict", "another call replaced this account's secret at the same time")
         return m.KeyRotated(account_id=account_id)
@@ -228,7 +232,7 @@ class Registry:
 
     def worker_key(self, worker_id: str) -> bytes:
         """The key shared with a worker."""
-        return keys.worker_key(self._keyring.master, worker_id, KEY_VERSION)
+        return _worker_key(self._keyring.master, worker_id, KEY_VERSION)
 
 
 def new_account(
@@ -247,7 +251,7 @@ def new_account(
     while outcome == "taken":
         account_id = uuid.uuid4().hex
         outcome, got = accounts.create(
-            *(account_id, _hash(account_id, secret), name, credits),
+            *(account_id, hash_of(account_id, secret), name, credits),
             network=network,
             bound=bound,
             invitation_id=invitation_id(invitation) if invitation else "",
@@ -258,6 +262,7 @@ def new_account(
     return outcome, m.AccountCreated(account_id=account_id, secret=secret, balance=got)
 
 
-def _hash(account_id: str, secret: str) -> bytes:
+def hash_of(account_id: str, secret: str) -> bytes:
+    """What is stored of an account's secret."""
     # Secrets are 256 random bits made here: one SHA-256 is enough, a slow hash would only slow every request down.
     return hashlib.sha256(f"ec262/v1/secret\0{account_id}\0{secret}".encode("utf-8", "surrogatepass")).digest()

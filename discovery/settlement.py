@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from discovery import tasks as rules
 from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
-from discovery.leasing import Lease, Leasing, Market
+from discovery.leasing import Lease, Leasing
 from discovery.receipts_shown import (
     MOST_RECEIPTS,
     NOT_OF_JOB,
@@ -22,7 +23,7 @@ from discovery.receipts_shown import (
 from discovery.records import TaskRecord, WorkerRecord, split_lease
 from discovery.registry import Registry
 from discovery.store.answers import Conflict, Told
-from discovery.store.reputations import Job
+from discovery.store.known import Job
 from discovery.store.store import Store
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
@@ -32,6 +33,8 @@ from ec262.protocol.keys import Wrapping
 from ec262.protocol.states import ReplicaState, TaskState
 
 SWEEP_BATCH = BATCH
+MOST_EXTENDED = 10_000
+"""Tasks of which this process remembers who had them."""
 
 
 class Settlement:
@@ -43,6 +46,9 @@ class Settlement:
         self._trust = trust
         self._leasing = leasing
         self._terms = trust.terms
+        # Who had a task that got further replicas: once these answer, the first are asked about in the same step. Where
+        # that is not known any more, or to another process, it takes the store a further step.
+        self._had: OrderedDict[str, list[str]] = OrderedDict()
 
     def settle(self, account_id: str, asked: m.Settle) -> m.Settled:
         """Records receipts, then decides the tasks named. Asking again within the grace period gives the same answer.
@@ -65,11 +71,12 @@ class Settlement:
         task_ids.update(dict.fromkeys(item.task_id for item in shown))
         task_ids.update(dict.fromkeys(task_id for _, task_id, _ in unreadable))
         task_ids.update(dict.fromkeys(task_id for task_id, _ in lost))
-        workers = list(dict.fromkeys(bundle.worker_id for bundle in asked.receipts))
+        workers = dict.fromkeys(bundle.worker_id for bundle in asked.receipts)
+        workers.update(dict.fromkeys(worker_id for task_id in task_ids for worker_id in self._had.get(task_id, ())))
         job = (account_id, asked.job_id)
         self._store.reputations.heard(job, asked.heard)
         for _ in range(ATTEMPTS):
-            now_ms, records, view = self._trust.load(job, list(task_ids), workers)
+            now_ms, records, view = self._trust.load(job, list(task_ids), list(workers))
             before = fingerprints(records)
             changes = Changes()
             bad = {key: list(leases) for key, leases in refused.items()}
@@ -225,17 +232,13 @@ class Settlement:
         added: dict[str, list[tuple[int, WorkerRecord]]] = {}
         named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
         kinds = {_kind(record): record for record, _ in extend}
-        past, samples = self._leasing.drawn(sorted(named), list(kinds.values()))
-        drawn = dict(zip(kinds, samples, strict=True))
-        markets: dict[tuple[object, ...], Market] = {}
+        markets = dict(zip(kinds, self._leasing.markets(list(kinds.values()), sorted(named)), strict=True))
+        for kind, market in markets.items():
+            noted = changes.jobs.get((kinds[kind].account_id, kinds[kind].job_id))
+            for worker_id in noted.undelivered if noted is not None else ():
+                market.workers.pop(worker_id, None)
         for record, count in extend:
-            kind = _kind(record)
-            if kind not in markets:
-                markets[kind] = self._leasing.market(record, past, drawn[kind])
-                noted = changes.jobs.get((record.account_id, record.job_id))
-                for worker_id in noted.undelivered if noted is not None else ():
-                    markets[kind].workers.pop(worker_id, None)
-            market = markets[kind]
+            market = markets[_kind(record)]
             if market.budget < record.units or not self._leasing.may_extend(record, now_ms):
                 # Whoever is to be backed up may be slow, not dead: its answer is not thrown away for want of a backup.
                 if not rules.still_out(record):
@@ -245,9 +248,12 @@ class Settlement:
                 # So many are wanted of newcomers; of workers that are known fewer may do.
                 verdict = rules.verdict_on(record, view, further=further(market.workers.values(), market.view))
                 count = verdict.replicas if isinstance(verdict, More) else 1
-            fresh = self._leasing.extend(record, count, market, past, changes)
+            fresh = self._leasing.extend(record, count, market, changes)
             if fresh:
                 added[record.task_id] = fresh
+                self._had[record.task_id] = [each.worker_id for each in (*record.heard, *record.replicas)]
+        while len(self._had) > MOST_EXTENDED:
+            self._had.popitem(last=False)
         return added
 
     def _repeat(

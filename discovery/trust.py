@@ -19,7 +19,8 @@ from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, WorkerRecord
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
-from discovery.store.reputations import Job, Known, Suspect
+from discovery.store.known import Job, Known
+from discovery.store.reputations import Suspect
 from discovery.store.store import Store
 from discovery.tasks import fall_due
 from ec262.errors import ProblemError
@@ -34,20 +35,22 @@ NOISY = 0.5
 
 
 class Trust:
-    """Knows workers, judges them, and looks after the jobs that rest on them."""
+    """Knows workers, judges them, and looks after the jobs that rest on them.
+
+    Attributes:
+        networks_count: accounts made from one network are one party.
+    """
 
     def __init__(self, store: Store, keyring: Keyring, settings: Settings) -> None:
         self._store = store
         self._settings = settings
         self._secret = keys.spot_check_key(keyring.master)
-        self._networks_count = "address" in settings.distinct
+        self.networks_count = "address" in settings.distinct
         self.terms = terms_of(settings)
 
-    def view(self, job: Job, worker_ids: Iterable[str] = (), sample: Sequence[WorkerRecord] = ()) -> View:
+    def view(self, job: Job, worker_ids: Iterable[str] = ()) -> View:
         """What a job's foreman knows of workers now."""
-        return self._view(
-            self._store.reputations.known(job, list(worker_ids), sample, networks_count=self._networks_count)
-        )
+        return self.view_of(self._store.reputations.known(job, list(worker_ids), networks_count=self.networks_count))
 
     def load(
         self, job: Job, task_ids: Sequence[str], worker_ids: Sequence[str]
@@ -57,13 +60,14 @@ class Trust:
         Args:
             worker_ids: who probably had them: what is known of these is asked for with the tasks.
         """
-        now_ms, found, known = self._store.load_known(task_ids, job, worker_ids, networks_count=self._networks_count)
+        now_ms, found, known = self._store.load_known(task_ids, job, worker_ids, networks_count=self.networks_count)
         records = {task_id: task for task_id, task in found.items() if (task.account_id, task.job_id) == job}
         had = {replica.worker_id for task in records.values() for replica in task.replicas}
         had.update(replica.worker_id for task in records.values() if task.heard for replica in task.heard)
-        return now_ms, records, self._view(known) if had <= known.standings.keys() else self.view(job, had)
+        return now_ms, records, self.view_of(known) if had <= known.standings.keys() else self.view(job, had)
 
-    def _view(self, known: Known) -> View:
+    def view_of(self, known: Known) -> View:
+        """What the rules see of that."""
         parted = frozenset(account for account, fees in known.held.items() if fees >= self.terms.hold_cap)
         return View(
             party=known.party,
@@ -81,7 +85,7 @@ class Trust:
             parted=frozenset() if self._settings.own_workers else parted,
         )
 
-    def views(self, records: Iterable[TaskRecord], sample: Sequence[WorkerRecord] = ()) -> dict[Job, View]:
+    def views(self, records: Iterable[TaskRecord]) -> dict[Job, View]:
         """The views that tasks are decided with, by their jobs."""
         workers: dict[Job, dict[str, None]] = {}
         for record in records:
@@ -90,7 +94,7 @@ class Trust:
                 named[replica.worker_id] = None
             for replica in record.heard:
                 named[replica.worker_id] = None
-        return {job: self.view(job, named, sample) for job, named in workers.items()}
+        return {job: self.view(job, named) for job, named in workers.items()}
 
     def touch(self, job: Job) -> None:
         """A job was heard of: what its results rest on is remembered for longer."""

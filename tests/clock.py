@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import discovery.store
 from discovery.store.store import Store
 
-_LUA = Path(str(discovery.store.__file__)).parent / "lua"
 _AHEAD = "{ec}:ahead"
 _CALL = "redis.call('TIME')"
 _MOVED = f"""
@@ -32,7 +29,7 @@ class Clock:
         self._ahead_s = int(self._redis.get(_AHEAD) or 0)
         self._redis.set_response_callback("TIME", self._moved)
         for name in store._scripts:
-            text = (_LUA / f"{name}.lua").read_text()
+            text = str(store._scripts[name].script)
             if _CALL in text:
                 first = re.match(r"(?:--[^\n]*\n)*", text)
                 assert first is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from discovery.records import WorkerRecord
+from discovery.store.known import Known
 
 
 class Conflict(Exception):
@@ -37,13 +38,20 @@ class NotAdmitted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Free workers drawn at random, and what was true at that moment."""
+    """Free workers drawn at random, and what was true at that moment.
+
+    Attributes:
+        named: those that were asked for by name, alive or not.
+        known: what the foreman that asks knows of both, and of its job.
+    """
 
     now_ms: int
     balance: int
     workers: list[WorkerRecord]
     workers_alive: int
     slots_alive: int
+    named: dict[str, WorkerRecord]
+    known: Known
 
 
 @dataclass(frozen=True, slots=True)

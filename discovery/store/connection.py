@@ -34,7 +34,7 @@ class Packer:
         words = [*name.split(), *arguments[1:]]
         pieces = [b"*%d\r\n" % len(words)]
         for word in words:
-            data = word if type(word) is bytes else self._encode(word)
+            data = word if type(word) is bytes else word.encode() if type(word) is str else self._encode(word)
             pieces += (b"$%d\r\n" % len(data), data, b"\r\n")
         return [b"".join(pieces)]
 

@@ -16,6 +16,9 @@ _COUNTED = f"{_PREFIX}counted"
 _PROCESSES = f"{_PREFIX}processes"
 _TROUBLE = f"{_PREFIX}trouble"
 
+Rate = tuple[str, int, int]
+"""What is limited (``account:<id>``), requests a second, burst."""
+
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -26,6 +29,23 @@ class Left:
     wait_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """Who asked, and what is left.
+
+    Attributes:
+        proven: the request showed the secret of its account.
+        banned: why that account is banned; empty: it is not.
+        good: there was room in all limits that count, and it was taken.
+        left: how these limits stand.
+    """
+
+    proven: bool
+    banned: str
+    good: bool
+    left: list[Left]
+
+
 class Rates:
     """The side of the store that serves the service itself. Methods raise `redis.RedisError` when Redis is gone."""
 
@@ -33,14 +53,26 @@ class Rates:
         self._redis = client
         self._scripts = scripts
 
-    def spend(self, cost: int, limits: Sequence[tuple[str, int, int]]) -> tuple[bool, list[Left]]:
-        """Counts a request against all of `limits`, or against none where one has no room.
+    def spend(self, cost: int, limits: Sequence[Rate]) -> tuple[bool, list[Left]]:
+        """Counts a request against all of `limits`, or against none where one has no room."""
+        entered = self.enter(cost, "", b"", (), limits)
+        return entered.good, entered.left
+
+    def enter(
+        self, cost: int, account_id: str, secret_hash: bytes, limits: Sequence[Rate], others: Sequence[Rate]
+    ) -> Entered:
+        """Finds out whether a request is its account's, and counts it as `spend`, in one step.
 
         Args:
-            limits: what is limited (``account:<id>``), requests a second, burst.
+            account_id: that the request names.
+            secret_hash: of the secret that it shows.
+            limits: against which it counts if that is the account's secret.
+            others: and if it is not.
         """
-        good, *rest = self._scripts["spend"](args=[cost, *(part for limit in limits for part in limit)])
-        return good == 1, [Left(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
+        parts = [part for limit in (*limits, *others) for part in limit]
+        good, proven, banned, *rest = self._scripts["spend"](args=[cost, account_id, secret_hash, len(limits), *parts])
+        left = [Left(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
+        return Entered(proven == 1, banned.decode("utf-8", "replace"), good == 1, left)
 
     def lead(self, process: str, lease_ms: int) -> bool:
         """Whether this process leads for the next `lease_ms`; exactly one does. With 0 it gives that up."""

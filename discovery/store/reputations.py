@@ -5,77 +5,18 @@ Tallies are changed by commit.lua alone, by increments, in the step that settles
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import redis
 
-from discovery.credibility import Noise, Standing, Tally, standing
-from discovery.records import WorkerRecord
+from discovery.credibility import Tally
+from discovery.store.known import Job, Known, known_from
 
 _PREFIX = "{ec}:"
 VESTING_MS = 10_000
 """Pay vests in lots of so many ms."""
-
-Job = tuple[str, str]
-"""A job: its account and its id."""
-
-
-class Standings(Mapping[str, Standing]):
-    """Standings of workers by their ids, each reckoned when it is asked for: most never are."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, tuple[Any, Any]] = {}
-        self._made: dict[str, Standing] = {}
-
-    def add(self, worker_id: str, shared: tuple[int, int, int, bool, bool], own: Sequence[Any]) -> None:
-        """Adds a worker: what all share of it, whether it is banned and an auditor; and one foreman's own tally."""
-        self._rows[worker_id] = shared, own
-
-    def doubted(self) -> frozenset[str]:
-        """Workers that dissented in this foreman's own jobs."""
-        return frozenset(worker_id for worker_id, (_, own) in self._rows.items() if own[1] and int(own[1]) > 0)
-
-    def __getitem__(self, worker_id: str) -> Standing:
-        found = self._made.get(worker_id)
-        if found is None:
-            (verified, doubts, words, banned, auditor), own = self._rows[worker_id]
-            known = Tally(verified, doubts, words)
-            seen = Tally(int(own[0] or 0), int(own[1] or 0), int(own[2] or 0))
-            found = self._made[worker_id] = standing(known, seen, auditor=auditor, banned=banned)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of workers in one foreman's eyes, and of its job, at one instant.
-
-    Attributes:
-        party: of the foreman.
-        unvested: credits of its balance that may not be spent yet.
-        noise, noisy: of the job.
-        effort: effort fees with a cap that accounts had of the job.
-        undelivered: workers of whose results its foreman said that they did not arrive.
-        held: hold fees that accounts' workers cost the foreman in the job.
-        standings: by worker.
-    """
-
-    party: str
-    unvested: int
-    noise: Noise
-    noisy: bool
-    effort: dict[str, int]
-    undelivered: frozenset[str]
-    held: dict[str, int]
-    standings: Standings
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +39,18 @@ class Reputations:
         self._redis = client
         self._scripts = scripts
 
-    def known(
-        self, job: Job, worker_ids: Sequence[str], sample: Sequence[WorkerRecord] = (), *, networks_count: bool
-    ) -> Known:
+    def known(self, job: Job, worker_ids: Sequence[str], *, networks_count: bool) -> Known:
         """What is known of workers, by a job's foreman.
 
         Args:
-            sample: further workers, of which all but that is known already.
             networks_count: accounts made from one network are one party.
         """
-        script, arguments = self.asking(job, worker_ids, sample, networks_count=networks_count)
-        return answered(script(args=arguments), worker_ids, sample)
+        script, arguments = self.asking(job, worker_ids, networks_count=networks_count)
+        return known_from(worker_ids, script(args=arguments))
 
-    def asking(
-        self, job: Job, worker_ids: Sequence[str], sample: Sequence[WorkerRecord] = (), *, networks_count: bool
-    ) -> tuple[Any, list[Any]]:
-        """How to ask for what `known` says, together with other things; `answered` reads the answer."""
-        drawn = [worker.worker_id for worker in sample]
-        return self._scripts["standings"], [
-            *(*job, "1" if networks_count else "", len(worker_ids)),
-            *(*worker_ids, *drawn),
-        ]
+    def asking(self, job: Job, worker_ids: Sequence[str], *, networks_count: bool) -> tuple[Any, list[Any]]:
+        """How to ask for what `known` says, together with other things; `known_from` reads the answer."""
+        return self._scripts["standings"], [*job, "1" if networks_count else "", *worker_ids]
 
     # --- conviction ---
 
@@ -257,35 +189,6 @@ class Reputations:
     def _now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
-
-
-def answered(answer: bytes, worker_ids: Sequence[str], sample: Sequence[WorkerRecord] = ()) -> Known:
-    """What standings.lua says of `worker_ids` and of a sample of workers."""
-    party, unvested, answers, compared, differed, *rest = msgspec.msgpack.decode(answer)
-    noisy, effort, undelivered, held, *shared, own = rest
-    standings = Standings()
-    for number, (worker_id, fields) in enumerate(zip(worker_ids, shared, strict=True)):
-        verified, doubts, words, banned, auditor = fields
-        row = (int(verified or 0), int(doubts or 0), int(words or 0), bool(banned), bool(auditor))
-        standings.add(worker_id, row, own[3 * number : 3 * number + 3])
-    for number, each in enumerate(sample, len(worker_ids)):
-        row = (each.verified, each.doubts, each.words, each.banned, each.auditor)
-        standings.add(each.worker_id, row, own[3 * number : 3 * number + 3])
-    return Known(
-        party=party,
-        unvested=max(0, unvested),
-        noise=Noise(max(0, answers), compared, differed),
-        noisy=bool(noisy),
-        effort=_counts(effort),
-        held=_counts(held),
-        undelivered=frozenset(undelivered),
-        standings=standings,
-    )
-
-
-def _counts(found: Sequence[str]) -> dict[str, int]:
-    """A hash's fields and their values as a script gives them."""
-    return {name: int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
 
 
 def _name(job: Job) -> str:

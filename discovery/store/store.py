@@ -5,12 +5,10 @@ Redis' TIME is the only clock that decides. Cost: one commit of n tasks is one c
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,20 +16,22 @@ import msgspec
 from discovery.archive.entry import encode_entry, whats_of
 from discovery.changes import NEVER, Changes, Terms
 from discovery.credibility import NOTHING, THOUSAND, USUAL
-from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_for, pools_of
+from discovery.records import JobRecord, TaskRecord, WorkerRecord, pools_of
 from discovery.store.accounts import Accounts
 from discovery.store.answers import Beat, Conflict, NotAdmitted, Registered, Sample, Told
 from discovery.store.books import Books
 from discovery.store.calls import Calls
 from discovery.store.channel import Channel
 from discovery.store.connection import connect, reconnect, together
+from discovery.store.known import Job, Known, known_from
 from discovery.store.pulse import Pulse
 from discovery.store.rates import Rates
-from discovery.store.reading import leased_of, sample_of, tasks_of, told_of, whole, workers_of
-from discovery.store.reputations import VESTING_MS, Job, Known, Reputations, answered
+from discovery.store.reading import tasks_of, told_of, whole, workers_of
+from discovery.store.reputations import VESTING_MS, Reputations
+from discovery.store.sampling import Draw, sample_of
+from discovery.store.scripts import scripts_of
 from ec262.protocol.messages import MAX_TASKS_A_REQUEST
 
-_LUA = Path(__file__).parent / "lua"
 _PREFIX = "{ec}:"
 _encoder = msgspec.msgpack.Encoder()
 _pack = _encoder.encode
@@ -81,7 +81,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
         self._redis = connect(url)
-        self._scripts = {path.stem: self._redis.register_script(path.read_text()) for path in _LUA.glob("*.lua")}
+        self._scripts = scripts_of(self._redis)
         self._turn = threading.BoundedSemaphore(COMMITS_AT_ONCE)
         self.books = Books(self._redis, self._scripts)
         self.accounts = Accounts(self._redis, self._scripts)
@@ -188,14 +188,22 @@ class Store:
         capabilities also that of up to 2048 workers looked at. Of these an answer may then have fewer than there are,
         and `workers_alive` and `slots_alive` are estimates.
         """
-        script, arguments = self._sampling(worker_class, needs, count, account_id, offer)
-        return sample_of(script(args=arguments))
+        return self.sample_for(Draw(worker_class, needs, count, (account_id, ""), offer))[1]
+
+    def sample_for(self, draw: Draw) -> tuple[list[str] | None, Sample]:
+        """The tasks that this lease request got before, None: no such request, or long ago; and `sample`."""
+        return sample_of(self._run("sample", *draw.arguments()))
+
+    def samples(self, draws: Sequence[Draw]) -> list[Sample]:
+        """`sample` for each, in one go."""
+        asked = [(self._scripts["sample"], draw.arguments()) for draw in draws]
+        return [sample_of(answer)[1] for answer in together(self._redis, *asked)]
 
     def workers(self, worker_ids: Sequence[str]) -> dict[str, WorkerRecord]:
         """The records of workers, alive or not."""
         if not worker_ids:
             return {}
-        return workers_of(worker_ids, self._run("workers", *worker_ids))
+        return workers_of(self._run("workers", *worker_ids))
 
     def worker_counts(self, worker_id: str) -> dict[str, int]:
         """A worker's counters: agreed, dissented, refused, expired, undelivered, earned."""
@@ -227,35 +235,13 @@ class Store:
             (self._scripts["load"], task_ids),
             self.reputations.asking(job, worker_ids, networks_count=networks_count),
         )
-        return *tasks_of(tasks), answered(known, worker_ids)
+        return *tasks_of(tasks), known_from(worker_ids, known)
 
     def due(self, limit: int) -> list[str]:
         """Ids of tasks that need attention now."""
         seconds, micros = self._redis.time()
         found = self._redis.zrangebyscore(f"{_PREFIX}due", "-inf", seconds * 1000 + micros // 1000, start=0, num=limit)
         return [task_id.decode() for task_id in found]  # type: ignore[union-attr]
-
-    def sample_for(
-        self, worker_class: str, needs: Sequence[str], count: int, account_id: str, idempotency_key: str, *, offer: int
-    ) -> tuple[list[str] | None, Sample]:
-        """The tasks that a lease request with this key got, None: no such request, or long ago; and then `sample`."""
-        before, sample = together(
-            self._redis,
-            ("GET", [_idempotency(account_id, idempotency_key)]),
-            self._sampling(worker_class, needs, count, account_id, offer),
-        )
-        return leased_of(before), sample_of(sample)
-
-    def workers_and_samples(
-        self, worker_ids: Sequence[str], kinds: Sequence[TaskRecord], count: int
-    ) -> tuple[dict[str, WorkerRecord], list[Sample]]:
-        """`workers` and then, for tasks like each of `kinds`, `sample`, in one go."""
-        workers, *samples = together(
-            self._redis,
-            (self._scripts["workers"], worker_ids),
-            *(self._sampling(of.worker_class, of.capabilities, count, of.account_id, of.offer) for of in kinds),
-        )
-        return workers_of(worker_ids, workers), [sample_of(sample) for sample in samples]
 
     def commit(
         self,
@@ -392,10 +378,6 @@ class Store:
             {name.decode(): int(amount) for name, amount in escrows.items()},
         )
 
-    def _sampling(self, worker_class: str, needs: Sequence[str], count: int, account_id: str, offer: int) -> Any:
-        arguments = [worker_class, count, account_id, secrets.randbits(31), offer, *pools_for(needs)]
-        return self._scripts["sample"], arguments
-
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
 
@@ -438,7 +420,3 @@ def _split(places: dict[str, int]) -> tuple[list[str | int], tuple[list[str], li
         elif amount:
             accounts += (place, amount)
     return accounts, (tasks, gains)
-
-
-def _idempotency(account_id: str, key: str) -> str:
-    return f"{_PREFIX}idempotency:{account_id}:{key}"

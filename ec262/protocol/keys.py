@@ -8,7 +8,6 @@ which discovery makes three a replica, by keyed BLAKE2b: see `Wrapping`.
 from __future__ import annotations
 
 from enum import Enum
-from functools import lru_cache
 from hashlib import blake2b, sha256
 
 NONCE_BYTES = 16
@@ -89,9 +88,8 @@ def expand(extracted: bytes, label: Label, *context: bytes) -> bytes:
     return hmac_sha256(extracted, info + b"\x01")
 
 
-@lru_cache(maxsize=4096)
 def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
-    """The key that discovery shares with one worker; kept, for each request names the same workers."""
+    """The key that discovery shares with one worker."""
     return derive(master, Label.WORKER, worker_id.encode(), key_version.to_bytes(4, "big"))
 
 

@@ -19,6 +19,7 @@ from discovery.limits import (
     held_s,
 )
 from discovery.settings import Settings, settings_for
+from discovery.store.accounts import Accounts
 from ec262.protocol import messages as m
 from ec262.protocol.pacing import BODY_A_REQUEST, cost_of
 from tests.conftest import MakeDiscovery
@@ -250,12 +251,50 @@ def test_what_watches_the_service_is_not_limited(limited: Discovery) -> None:
         assert caller.raw("GET", path).status_code == 200
 
 
-def test_a_banned_account_is_counted_as_well(limited: Discovery) -> None:
+def test_attack_a_flood_of_what_a_banned_account_may_not_ask(limited: Discovery) -> None:
+    """It costs the account as much as what it may ask."""
     caller = Caller(limited)
     limited.store.accounts.ban(caller.account.account_id, "operator", "a test")
     with pytest.raises(Problem):
         caller.call("GET", "/v1/jobs", m.Jobs)
     assert caller.raw("GET", "/v1/account").status_code == 200
+    statuses = [caller.raw("GET", "/v1/jobs").status_code for _ in range(5 * BURST_S)]
+    assert set(statuses) == {403, 429}
+
+
+@pytest.mark.parametrize("limits", [{}, {"account_requests": 2, "address_requests": 9, "anonymous_requests": 9}])
+def test_a_ban_and_another_secret_count_from_the_next_request_on(
+    make_discovery: MakeDiscovery, limits: dict[str, int]
+) -> None:
+    """Nothing of who asks is remembered from one request to the next, whatever is limited."""
+    discovery = make_discovery(**limits)
+    caller = Caller(discovery)
+    account_id = caller.account.account_id
+    assert caller.raw("GET", "/v1/jobs").status_code == 200
+    discovery.store.accounts.ban(account_id, "operator", "a test")
+    assert caller.raw("GET", "/v1/jobs").status_code == 403
+    discovery.store.accounts.unban(account_id, "operator")
+    assert caller.raw("GET", "/v1/jobs").status_code == 200
+    stored, _ = discovery.store.accounts.secret(account_id)
+    assert discovery.store.accounts.replace_secret(account_id, stored or b"", b"another")
+    assert caller.raw("GET", "/v1/jobs").status_code == 401
+
+
+def test_attack_wrong_secrets_use_up_what_an_account_may_ask(limiter: Callable[..., Limiter]) -> None:
+    """Whoever shows another secret uses up what his address may ask without an account."""
+    limited = limiter(account=1, address=50, anonymous=1)
+    account_id = "a" * 32
+    Accounts(limited._rates._redis, limited._rates._scripts).create(account_id, b"right", "", 0)
+    for _ in range(BURST_S):
+        assert limited.enter("b", account_id, b"wrong", 1)[0] is None
+    with pytest.raises(RateLimited) as refused:
+        limited.enter("b", account_id, b"wrong", BURST_S)
+    assert refused.value.limit == "anonymous"
+    banned, allowance = limited.enter("b", account_id, b"right", 1)
+    assert banned == ""
+    assert allowance is not None
+    assert [each.name for each in allowance.limits] == ["address", "account"]
+    assert allowance.left[1].requests == BURST_S - 1
 
 
 # --- metrics --------------------------------------------------------------------------------------

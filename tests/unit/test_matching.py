@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from discovery.addresses import neighbourhood
 from discovery.matching import assign, newcomers_of
@@ -21,7 +21,7 @@ DISTINCT: list[Distinct] = ["none", "account", "account,address"]
 
 def worker(number: int, **fields: object) -> WorkerRecord:
     usual = WorkerRecord(f"{number:032x}", f"account {number}", f"10.0.{number}.1", 1000 + number, 1, 1, 0, 4)
-    return replace(usual, **fields)  # type: ignore[arg-type]
+    return replace(usual, **fields)
 
 
 @st.composite

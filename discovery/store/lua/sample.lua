@@ -1,12 +1,16 @@
--- Draws workers with a free slot at random, and what a lease request needs beside them. Keys as in register.lua.
+-- Draws workers with a free slot at random, and what a foreman's request needs beside them. Keys as in register.lua;
+-- parts/known.lua stands in front of it.
 -- Those who ask for less are drawn first; at most 100 pools are looked at, however many workers there are.
 -- An account whose gift is bound gets no workers of its own neighbourhood (theirs, or their accounts') before it has spent
 -- as much as it was given. What is in escrow is not spent yet: it may come back.
--- ARGV: class, how many, account, or "" for none, a random number, most that a worker may ask, name of a pool, ...
--- Returns, as one MessagePack (which Python reads in a tenth of the time that it takes for so many replies), an array: now
--- in ms, balance, workers alive, slots alive, and of each worker its id and its fields (false: it has none). All of them are
--- in all the pools that were named.
-local P = '{ec}:'
+-- ARGV: class, how many, account, or "" for none, a random number, most that a worker may ask, job, "1" when accounts of one
+-- network are one party, key of a lease request, or "" for none, how many workers are named, worker, ..., name of a pool, ...
+-- Returns, as one MessagePack (which Python reads in a tenth of the time that it takes for so many replies): {now in ms,
+-- balance, workers alive, slots alive, the tasks that a request with this key got (false: none was made, or long ago), the
+-- workers that were drawn, those of the named that there are, what `known` says of the job and of both}. Workers are as
+-- `worker` has them; all that were drawn are in all the pools that were named.
+local named, needs = tonumber(ARGV[9]), {}
+for n = 10 + named, #ARGV do needs[#needs + 1] = ARGV[n] end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local wanted, offer, alive, slots, drawn = tonumber(ARGV[2]), tonumber(ARGV[5]), 0, 0, {}
@@ -55,8 +59,8 @@ local function in_all(command, keys, members)
 end
 for _, class in ipairs(classes) do
   local left = wanted - #drawn
-  if #ARGV <= 6 then
-    local group = ARGV[6] and class .. '+' .. ARGV[6] or class
+  if #needs <= 1 then
+    local group = needs[1] and class .. '+' .. needs[1] or class
     local counts = redis.call('HMGET', P .. 'class:' .. group, 'workers', 'slots')
     alive, slots = alive + tonumber(counts[1] or '0'), slots + tonumber(counts[2] or '0')
     if left > 0 then
@@ -64,9 +68,9 @@ for _, class in ipairs(classes) do
     end
   elseif budget > 0 then
     local have, pools = {}, {}
-    for n = 6, #ARGV do
-      have[n - 5] = P .. 'have:' .. class .. '+' .. ARGV[n]
-      pools[n - 5] = P .. 'pool:' .. class .. '+' .. ARGV[n]
+    for n, name in ipairs(needs) do
+      have[n] = P .. 'have:' .. class .. '+' .. name
+      pools[n] = P .. 'pool:' .. class .. '+' .. name
     end
     local least = smallest('ZCARD', have)
     if least > 0 then
@@ -102,13 +106,21 @@ local function neighbour(id)
   local worker = redis.call('HMGET', P .. 'worker:' .. id, 'near', 'account')
   return worker[1] == account[4] or redis.call('HGET', P .. 'account:' .. worker[2], 'network') == account[4]
 end
-local answer = {now, tonumber(redis.call('HGET', P .. 'balances', 'account:' .. ARGV[3]) or '0'), alive, slots}
-for _, id in ipairs(drawn) do
-  if tonumber(redis.call('ZSCORE', P .. 'alive', id) or '0') > now and not (bound and neighbour(id)) then
-    answer[#answer + 1] = id
-    answer[#answer + 1] = redis.call('HMGET', P .. 'worker:' .. id, 'account', 'address', 'port', 'slots', 'epoch', 'used',
-      'capacity', 'verified', 'doubts', 'words', 'accusers', 'share', 'ask', 'platform', 'banned', 'auditor', 'terms',
-      'relay')
+local ids, fresh, past = {}, {}, {}
+local lapses = #drawn > 0 and redis.call('ZMSCORE', P .. 'alive', unpack(drawn)) or {}
+for n, id in ipairs(drawn) do
+  if tonumber(lapses[n] or '0') > now and not (bound and neighbour(id)) then
+    fresh[#fresh + 1] = worker(id)
+    ids[#ids + 1] = id
   end
 end
-return cmsgpack.pack(answer)
+for n = 10, 9 + named do
+  local had = worker(ARGV[n])
+  if had then
+    past[#past + 1] = had
+    ids[#ids + 1] = ARGV[n]
+  end
+end
+return cmsgpack.pack({now, redis.call('HGET', P .. 'balances', 'account:' .. ARGV[3]) or 0, alive, slots,
+  ARGV[8] ~= '' and redis.call('GET', P .. 'idempotency:' .. ARGV[3] .. ':' .. ARGV[8]), fresh, past,
+  known(ARGV[3], ARGV[6], ARGV[7], ids)})
