@@ -91,8 +91,10 @@ def late_replicas(
     asked = set(decided)
     late = []
     for item in shown:
+        if item.task_id in asked:
+            continue
         record = records.get(item.task_id)
-        if record is None or item.task_id in asked or not 0 <= item.number < len(record.replicas):
+        if record is None or not 0 <= item.number < len(record.replicas):
             continue
         replica = record.replicas[item.number]
         if replica.worker_id == item.worker_id and replica.state in (ReplicaState.PAID, ReplicaState.DISSENTED):
@@ -105,8 +107,10 @@ def refusals_of(shown: Sequence[Shown], records: dict[str, TaskRecord]) -> list[
     """Why workers refused replicas, for the foreman: it cannot open their receipts."""
     refusals = []
     for item in shown:
+        if item.receipt.kind is not Kind.REFUSED:
+            continue
         record = records.get(item.task_id)
-        if item.receipt.kind is not Kind.REFUSED or record is None or not 0 <= item.number < len(record.replicas):
+        if record is None or not 0 <= item.number < len(record.replicas):
             continue
         replica = record.replicas[item.number]
         if replica.worker_id == item.worker_id and replica.state is ReplicaState.REFUSED:

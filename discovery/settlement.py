@@ -310,14 +310,13 @@ class Settlement:
             if record is None:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
                 continue
-            if record.state in (TaskState.UNDECIDED, TaskState.EXPIRED, TaskState.OVERTURNED):
-                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="undecided", reason=_why(record)))
-                continue
             wrapping = self._leasing.wrapping_of(record)
-            if wrapping is None:
-                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
-            elif record.state is TaskState.ACCEPTED:
+            if record.state is TaskState.ACCEPTED and wrapping is not None:
                 verdicts.append(_accepted(record, wrapping))
+            elif record.state in (TaskState.UNDECIDED, TaskState.EXPIRED, TaskState.OVERTURNED):
+                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="undecided", reason=_why(record)))
+            elif wrapping is None:
+                verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
             elif task_id in added:
                 numbers = [number for number, _ in added[task_id]]
                 workers.update((worker.worker_id, worker) for _, worker in added[task_id])

@@ -79,7 +79,10 @@ def write_config(data_dir: Path, log_path: Path, fsync: Fsync, place: Place) -> 
         "appendfsync": fsync,
         "no-appendfsync-on-rewrite": "no",
         "auto-aof-rewrite-percentage": "100",
-        "auto-aof-rewrite-min-size": "64mb",
+        # Reading so much again takes a second or two; to rewrite less is to rewrite often.
+        "auto-aof-rewrite-min-size": "128mb",
+        # Records are digests and ids: that takes time, and makes them no smaller.
+        "rdbcompression": "no",
         # The torn last record of a power cut was never acknowledged.
         "aof-load-truncated": "yes",
         # The ledger must refuse rather than forget.

@@ -41,10 +41,11 @@ _CAPS = [
 """What commit.lua needs of `credibility.shared`, `Tally.accuses` and `credibility.aged`."""
 
 
-COMMITS_AT_ONCE = 2
-"""Commits that are on their way to Redis: one that it works on, and one that it finds when that is done.
+COMMITS_AT_ONCE = 3
+"""Commits that are on their way to Redis: one that it works on, and those that it finds when that is done.
 
-A commit of a thousand tasks takes it some 20 ms, any other command less than one. Were all sent that there are, what is
+While this process decides something else it sends nothing, and with only one to find the store had nothing to do. A
+commit of a thousand tasks takes it some 20 ms, any other command less than one. Were all sent that there are, what is
 short would wait behind all of them, and this process with it, though others' requests could be decided meanwhile.
 """
 

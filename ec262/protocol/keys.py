@@ -52,21 +52,6 @@ def hkdf_sha256(secret: bytes, *, salt: bytes, info: bytes, length: int) -> byte
     return made[:length]
 
 
-class Prepared:
-    """A key of up to 64 bytes, ready to make many MACs with."""
-
-    __slots__ = ("inner", "outer")
-
-    def __init__(self, key: bytes) -> None:
-        block = key.ljust(_BLOCK, b"\0")
-        self.inner = block.translate(_INNER)
-        self.outer = block.translate(_OUTER)
-
-    def mac(self, data: bytes) -> bytes:
-        """`hmac_sha256` under this key."""
-        return sha256(self.outer + sha256(self.inner + data).digest()).digest()
-
-
 def derive(secret: bytes, label: Label, *context: bytes) -> bytes:
     """The 32-byte key for `label` in `context`; other labels or contexts give unrelated keys.
 

@@ -51,8 +51,9 @@ def worker(number: int, ask: int = 1) -> WorkerRecord:
 
 
 def known(**standings: Standing) -> View:
-    """A foreman's view: of workers that nobody knows, but for those named by ``w<number>``."""
-    return View("p" * 32, {worker(int(name[1:])).worker_id: each for name, each in standings.items()}, secret=b"s" * 32)
+    """A foreman's view: of workers that nobody knows, but for those named by ``w<number>``. With this secret the task
+    is no spot check, not even of newcomers, of whose tasks every second one is."""
+    return View("p" * 32, {worker(int(name[1:])).worker_id: each for name, each in standings.items()}, secret=b"b" * 32)
 
 
 STRANGERS = known()
