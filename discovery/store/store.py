@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -33,8 +34,7 @@ from discovery.store.scripts import scripts_of
 from ec262.protocol.messages import MAX_TASKS_A_REQUEST
 
 _PREFIX = "{ec}:"
-_encoder = msgspec.msgpack.Encoder()
-_pack = _encoder.encode
+_pack = msgspec.msgpack.Encoder().encode
 _CAPS = [
     *(USUAL.party_verified * THOUSAND, USUAL.party_doubts * THOUSAND, THOUSAND // 2, 2 * USUAL.memory * THOUSAND),
 ]
@@ -277,22 +277,19 @@ class Store:
             # By tens of seconds, never too early.
             vesting[str(-(-vests_ms // VESTING_MS)), account] += amount
             counts[f"account:{account}", "unvested"] += amount
-        ids, versions, dues, sizes = [], [], [], []
-        blobs = bytearray()
-        for record, version, due_ms in changes.tasks:
-            ids.append(record.task_id)
-            versions.append(f"{version:08}" if version else "")
-            dues.append(NEVER if due_ms is None else due_ms)
+        for record, version, _ in changes.tasks:
             record.version = version + 1
-            start = len(blobs)
-            if due_ms is not None:
-                blobs += b"%08d" % record.version
-                _encoder.encode_into(record, blobs, -1)
-            sizes.append(len(blobs) - start)
+        ids = [record.task_id for record, _, _ in changes.tasks]
+        versions = [_digits(version) if version else "" for _, version, _ in changes.tasks]
+        dues = [NEVER if due_ms is None else due_ms for _, _, due_ms in changes.tasks]
+        records = [
+            b"" if due_ms is None else _digits(record.version).encode() + _pack(record)
+            for record, _, due_ms in changes.tasks
+        ]
         entry = encode_entry(changes.moves, whats_of(changes.moves, _jobs(changes))) if changes.moves else b""
         decided = _pack(
             {
-                "tasks": (ids, versions, dues, sizes),
+                "tasks": (ids, versions, dues, [len(packed) for packed in records]),
                 "accounts": accounts,
                 "escrows": escrows,
                 "takes": [(worker, epoch, leases) for (worker, epoch), leases in changes.takes.items()],
@@ -326,7 +323,7 @@ class Store:
             }
         )
         with self._turn:
-            answer = self._run("commit", decided, entry, bytes(blobs))
+            answer = self._run("commit", decided, entry, b"".join(records))
         if answer[0] != b"ok":
             raise Conflict(answer[0].decode(), [which.decode() for which in answer[1:]])
         return told_of(*answer[1:]) if tell else None
@@ -381,6 +378,11 @@ class Store:
 
     def _run(self, name: str, *arguments: Any) -> Any:
         return self._scripts[name](args=arguments)
+
+
+@lru_cache(maxsize=256)
+def _digits(version: int) -> str:
+    return f"{version:08}"
 
 
 def _jobs(changes: Changes) -> dict[str, str]:
