@@ -26,6 +26,7 @@ from discovery.relay import Relay
 from discovery.settings import Settings
 from discovery.settlement import SWEEP_BATCH, Settlement
 from discovery.store.store import Store
+from discovery.ticketing import Ticketing
 from discovery.trust import Trust
 from discovery.web.views import Web
 from ec262.protocol.routes import ROUTES
@@ -86,11 +87,12 @@ def create_discovery(settings: Settings, store_url: str, data_dir: Path) -> Disc
     registry = Registry(store, keyring, settings, reach)
     relay = Relay(store, reach, settings)
     trust = Trust(store, keyring, settings)
-    leasing = Leasing(store, keyring, registry, trust, settings)
-    settlement = Settlement(store, registry, trust, leasing)
+    ticketing = Ticketing(keyring, registry, settings)
+    leasing = Leasing(store, keyring, ticketing, trust, settings)
+    settlement = Settlement(store, registry, trust, leasing, ticketing)
     app = Flask("discovery", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max(route.max_body_bytes for route in ROUTES)
-    disputes = Disputes(store, trust, leasing, settings)
+    disputes = Disputes(store, trust, ticketing, settings)
     mover = Mover(store.books, data_dir.absolute() / LEDGER)
     condition = Condition(store.books, mover, settings.most_backlog_bytes)
     meter = Meter(store.rates)

@@ -14,12 +14,12 @@ from discovery.beliefs import holds, opened_by_anybody, overturn
 from discovery.changes import Changes
 from discovery.changing import ATTEMPTS, fingerprints, note_changed
 from discovery.credibility import lost_dispute
-from discovery.leasing import Leasing
 from discovery.reclaiming import reclaim
 from discovery.records import TaskRecord, split_lease
 from discovery.settings import Settings
 from discovery.store.answers import Conflict
 from discovery.store.store import Store
+from discovery.ticketing import Ticketing
 from discovery.trust import Trust
 from ec262.errors import Malformed, ProblemError, SealBroken
 from ec262.protocol import messages as m
@@ -36,10 +36,10 @@ MAX_FACTS_BYTES = 1024 * 1024
 class Disputes:
     """Judges disputes; each once, whatever is asked."""
 
-    def __init__(self, store: Store, trust: Trust, leasing: Leasing, settings: Settings) -> None:
+    def __init__(self, store: Store, trust: Trust, ticketing: Ticketing, settings: Settings) -> None:
         self._store = store
         self._trust = trust
-        self._leasing = leasing
+        self._ticketing = ticketing
         self._settings = settings
 
     def dispute(self, account_id: str, asked: m.Dispute) -> m.Disputed:
@@ -63,7 +63,7 @@ class Disputes:
             replica = record.replicas[number]
             if replica.disputed:
                 return self._answer(record, asked.lease_id, replica.disputed, "it was judged before")
-            wrapping = self._leasing.wrapping_of(record)
+            wrapping = self._ticketing.wrapping_of(record)
             if record.state is not TaskState.ACCEPTED or replica.state is not ReplicaState.PAID or wrapping is None:
                 raise _unknown()
             view = self._trust.views([record])[job]

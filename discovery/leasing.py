@@ -1,4 +1,4 @@
-"""Leasing: credits into escrow, workers for tasks, keys and tickets for both sides."""
+"""Leasing: credits into escrow, and workers for tasks."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS
 from discovery.keyring import Keyring
 from discovery.matching import assign, newcomers_of, serves
-from discovery.passes import make_pass
 from discovery.payments import price_for
 from discovery.records import TaskRecord, WorkerRecord, class_of, needs_of
-from discovery.registry import Registry
 from discovery.settings import Settings
 from discovery.store.answers import Conflict, Sample
 from discovery.store.known import Job
 from discovery.store.sampling import Draw
 from discovery.store.store import Store
 from discovery.tasks import add_replicas, next_due
+from discovery.ticketing import Lease, Ticketing
 from discovery.trust import Trust, welcome
 from ec262.errors import Malformed, ProblemError
 from ec262.protocol import keys
 from ec262.protocol import messages as m
 from ec262.protocol.credits import least_timeout_s, price_of
-from ec262.protocol.keys import NONCE_BYTES, Wrapping
+from ec262.protocol.keys import NONCE_BYTES
 from ec262.protocol.states import ReplicaState, TaskState
-from ec262.protocol.tickets import Ticket, TicketBundle, seal_tickets
 
 IDEMPOTENCY_S = 600
 FEW = 12
@@ -41,10 +39,6 @@ MOST_REFUSALS = 4
 """Of one task by one worker; after them it is not asked again."""
 MOST_REPLICAS = 64
 """Of one task, those that were refused or lost included."""
-
-
-Lease = tuple[TaskRecord, Sequence[int], m.LeasedTask, Wrapping]
-"""Replicas of a task that were just leased: which, what their foreman is told, and what makes their keys."""
 
 
 @dataclass(slots=True)
@@ -75,13 +69,13 @@ class Market:
 
 
 class Leasing:
-    """Leases tasks to workers and makes the answers that carry keys and tickets."""
+    """Leases tasks to workers."""
 
-    def __init__(self, store: Store, keyring: Keyring, registry: Registry, trust: Trust, settings: Settings) -> None:
+    def __init__(self, store: Store, keyring: Keyring, ticketing: Ticketing, trust: Trust, settings: Settings) -> None:
         self._store = store
         self._keyring = keyring
         self._trust = trust
-        self._registry = registry
+        self._ticketing = ticketing
         self._settings = settings
         self._chance = random.SystemRandom()
 
@@ -251,78 +245,6 @@ class Leasing:
         young = now_ms - task.created_ms < self._settings.max_task_life_s * 1000
         return young and len(task.replicas) < MOST_REPLICAS
 
-    def leased_task(
-        self, task: TaskRecord, numbers: Sequence[int], wrapping: Wrapping, position: int = 0
-    ) -> m.LeasedTask:
-        """A task for its foreman, which asked for it as task `position` of its request."""
-        return m.LeasedTask(
-            task_id=task.task_id,
-            input_key=wrapping.input_key(task.nonce, task.task_id),
-            replicas=[
-                m.LeasedReplica(
-                    lease_id=task.lease_id(number),
-                    worker_id=task.replicas[number].worker_id,
-                    price=task.replicas[number].price,
-                )
-                for number in numbers
-            ],
-            position=position,
-        )
-
-    def wrapping_of(self, task: TaskRecord) -> Wrapping | None:
-        """What makes the keys of a task; None once they are destroyed."""
-        return self._keyring.ready(task.wrapping) if task.nonce else None
-
-    def assigned_workers(
-        self,
-        account_id: str,
-        job_id: str,
-        leases: Sequence[Lease],
-        workers: dict[str, WorkerRecord],
-    ) -> list[m.AssignedWorker]:
-        """The workers of some leases, each with its tickets in one bundle."""
-        master = self._keyring.master
-        program_key = keys.program_key(master, account_id, job_id)
-        poll_key = keys.poll_key(master, account_id, job_id)
-        tickets: defaultdict[tuple[str, int], list[Ticket]] = defaultdict(list)
-        max_result_bytes = self._settings.max_result_bytes
-        for task, numbers, leased, wrapping in leases:
-            for number, told in zip(numbers, leased.replicas, strict=True):
-                replica = task.replicas[number]
-                tickets[replica.worker_id, replica.epoch].append(
-                    Ticket(
-                        lease_id=told.lease_id,
-                        input_digest=task.input_digest,
-                        input_key=leased.input_key,
-                        result_key=wrapping.result_key(task.nonce, told.lease_id),
-                        cpu_limit_s=task.cpu_limit_s,
-                        max_result_bytes=max_result_bytes,
-                        deadline_s=replica.deadline_ms / 1000,
-                        price=replica.price,
-                    )
-                )
-        relay_key = keys.relay_pass_key(master) if any(worker.relay != "never" for worker in workers.values()) else b""
-        assigned = []
-        for (worker_id, epoch), listed in tickets.items():
-            worker = workers[worker_id]
-            direct, relay_pass = worker.relay != "must", b""
-            if worker.relay != "never":
-                until_s = max(ticket.deadline_s for ticket in listed) + self._settings.late_grace_s
-                relay_pass = make_pass(relay_key, account_id, worker_id, int(until_s * 1000))
-            bundle = TicketBundle(worker_id, epoch, job_id, program_key, poll_key, listed, account_id)
-            assigned.append(
-                m.AssignedWorker(
-                    worker_id=worker_id,
-                    address=worker.address if direct else "",
-                    port=worker.port if direct else 0,
-                    slots=worker.slots,
-                    tickets=seal_tickets(self._registry.worker_key(worker_id), bundle),
-                    relay=worker.relay,
-                    relay_pass=relay_pass,
-                )
-            )
-        return assigned
-
     def _make(
         self,
         account_id: str,
@@ -462,9 +384,9 @@ class Leasing:
         tasks: list[m.LeasedTask] = []
         listed: list[Lease] = []
         for position, record, numbers in leases:
-            wrapping = self.wrapping_of(record)
+            wrapping = self._ticketing.wrapping_of(record)
             if wrapping is not None:
-                leased = self.leased_task(record, numbers, wrapping, position)
+                leased = self._ticketing.leased_task(record, numbers, wrapping, position)
                 tasks.append(leased)
                 listed.append((record, numbers, leased, wrapping))
         master = self._keyring.master
@@ -472,7 +394,7 @@ class Leasing:
             program_key=keys.program_key(master, account_id, job_id),
             poll_key=keys.poll_key(master, account_id, job_id),
             tasks=tasks,
-            workers=self.assigned_workers(account_id, job_id, listed, workers),
+            workers=self._ticketing.assigned_workers(account_id, job_id, listed, workers),
             network=m.NetworkState(workers=sample.workers_alive, slots=sample.slots_alive),
             price=price_of(wanted.tasks[0].cpu_limit_s) * wanted.offer,
             balance=balance,

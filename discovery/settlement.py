@@ -9,7 +9,7 @@ from discovery import tasks as rules
 from discovery.changes import Changes, View
 from discovery.changing import ATTEMPTS, BATCH, Change, change, fingerprints, note_changed
 from discovery.credibility import clarity
-from discovery.leasing import Lease, Leasing
+from discovery.leasing import Leasing
 from discovery.receipts_shown import (
     MOST_RECEIPTS,
     NOT_OF_JOB,
@@ -25,6 +25,7 @@ from discovery.registry import Registry
 from discovery.store.answers import Conflict, Told
 from discovery.store.known import Job
 from discovery.store.store import Store
+from discovery.ticketing import Lease, Ticketing
 from discovery.trust import Trust, further
 from discovery.verdict import Accepted, More, Undecided
 from ec262.errors import Malformed, ProblemError
@@ -40,11 +41,12 @@ MOST_EXTENDED = 10_000
 class Settlement:
     """Decides tasks, pays for them and releases their keys."""
 
-    def __init__(self, store: Store, registry: Registry, trust: Trust, leasing: Leasing) -> None:
+    def __init__(self, store: Store, registry: Registry, trust: Trust, leasing: Leasing, ticketing: Ticketing) -> None:
         self._store = store
         self._registry = registry
         self._trust = trust
         self._leasing = leasing
+        self._ticketing = ticketing
         self._terms = trust.terms
         # Who had a task that got further replicas: once these answer, the first are asked about in the same step. Where
         # that is not known any more, or to another process, it takes the store a further step.
@@ -310,7 +312,7 @@ class Settlement:
             if record is None:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="unknown"))
                 continue
-            wrapping = self._leasing.wrapping_of(record)
+            wrapping = self._ticketing.wrapping_of(record)
             if record.state is TaskState.ACCEPTED and wrapping is not None:
                 verdicts.append(_accepted(record, wrapping))
             elif record.state in (TaskState.UNDECIDED, TaskState.EXPIRED, TaskState.OVERTURNED):
@@ -320,14 +322,14 @@ class Settlement:
             elif task_id in added:
                 numbers = [number for number, _ in added[task_id]]
                 workers.update((worker.worker_id, worker) for _, worker in added[task_id])
-                leased = self._leasing.leased_task(record, numbers, wrapping)
+                leased = self._ticketing.leased_task(record, numbers, wrapping)
                 leases.append((record, numbers, leased, wrapping))
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="more", task=leased))
             else:
                 verdicts.append(m.TaskVerdict(task_id=task_id, verdict="pending"))
         return m.Settled(
             tasks=verdicts,
-            workers=self._leasing.assigned_workers(*job, leases, workers),
+            workers=self._ticketing.assigned_workers(*job, leases, workers),
             late=late,
             refused_receipts=refused,
             refusals=refusals,

@@ -66,7 +66,7 @@ DISCOVERY_ORDER = [
     *("store.scripts", "store.dump", "store.known", "store.answers", "store.sampling", "store.reading"),
     *("store.reputations", "store.accounts", "store.pulse", "store.books", "store.calls", "store.channel"),
     *("store.store", "archive.mover", "condition", "changing", "keyring", "ledger", "operator", "leaderboard"),
-    *("statements", "trust", "explaining", "reach", "registry", "leasing", "disputes", "receipts_shown"),
+    *("statements", "trust", "explaining", "reach", "registry", "ticketing", "leasing", "disputes", "receipts_shown"),
     *("settlement", "jobs", "relay"),
     *("limits", "metrics", "gate", "api_page", "api", "web", "web.figures", "web.sessions", "web.views"),
     *("app", "upkeep", "logs", "processes", "service", "backup", "__main__"),
