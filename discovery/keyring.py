@@ -17,7 +17,10 @@ from typing import Any
 
 from discovery.settings import Settings
 from ec262.errors import SetupError
-from ec262.protocol.keys import Wrapping
+from ec262.protocol.keys import OlderWrapping, Wrapping
+
+BLAKE2B = "blake2b:"
+"""How a wrapping key begins in the file whose tasks' keys are made by BLAKE2b; one that is bare is an older one."""
 
 
 class Keyring:
@@ -34,8 +37,7 @@ class Keyring:
         self._keep_s = (
             settings.max_task_life_s + settings.max_timeout_s + settings.late_grace_s + settings.settled_grace_s
         )
-        self._wrapping: dict[int, bytes] = {}
-        self._ready: dict[int, Wrapping] = {}
+        self._wrapping: dict[int, Wrapping] = {}
         self.master = b""
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -48,8 +50,8 @@ class Keyring:
         """How long after a task was leased nothing can bring its keys back, whatever was copied from Redis."""
         return self._keep_s + 2 * self._rotation_s
 
-    def current(self, now_s: float) -> tuple[int, bytes]:
-        """Number and bytes of the wrapping key for tasks made now."""
+    def current(self, now_s: float) -> tuple[int, Wrapping]:
+        """Number and key for tasks made now."""
         number = int(now_s // self._rotation_s)
         key = self._wrapping.get(number)
         if key is None:
@@ -57,23 +59,13 @@ class Keyring:
             key = self._wrapping[number]
         return number, key
 
-    def wrapping(self, number: int) -> bytes | None:
-        """Wrapping key `number`; None once it is destroyed."""
+    def wrapping(self, number: int) -> Wrapping | None:
+        """Wrapping key `number`, ready to make keys with; None once it is destroyed."""
         key = self._wrapping.get(number)
         if key is None:
             self._update(None)  # another process may have drawn it
             key = self._wrapping.get(number)
         return key
-
-    def ready(self, number: int) -> Wrapping | None:
-        """Wrapping key `number`, ready to make keys with; None once it is destroyed."""
-        found = self._ready.get(number)
-        if found is None:
-            wrapping = self.wrapping(number)
-            if wrapping is None:
-                return None
-            found = self._ready[number] = Wrapping(wrapping)
-        return found
 
     def _update(self, wanted: int | None) -> None:
         with open(self._lock_path, "a", encoding="ascii") as lock:
@@ -81,18 +73,17 @@ class Keyring:
             stored = self._read()
             changed = not stored
             master = stored.get("master") or secrets.token_hex(32)
-            wrapping = {int(number): bytes.fromhex(key) for number, key in stored.get("wrapping", {}).items()}
+            wrapping = {int(number): text for number, text in stored.get("wrapping", {}).items()}
             if wanted is not None and wanted not in wrapping:
-                wrapping[wanted] = secrets.token_bytes(32)
+                wrapping[wanted] = BLAKE2B + secrets.token_hex(32)
                 oldest = wanted - int(self._keep_s // self._rotation_s) - 1
-                wrapping = {number: key for number, key in wrapping.items() if number >= oldest}
+                wrapping = {number: text for number, text in wrapping.items() if number >= oldest}
                 changed = True
             if changed:
-                self._write({"master": master, "wrapping": {str(n): key.hex() for n, key in wrapping.items()}})
+                self._write({"master": master, "wrapping": {str(n): text for n, text in wrapping.items()}})
             # While the lock is held: what another thread read before must not take the place of what was drawn since.
             self.master = bytes.fromhex(master)
-            self._wrapping = wrapping
-            self._ready = {}
+            self._wrapping = {number: _made_ready(text) for number, text in wrapping.items()}
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -114,3 +105,9 @@ class Keyring:
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, self._path)
+
+
+def _made_ready(text: str) -> Wrapping:
+    if text.startswith(BLAKE2B):
+        return Wrapping(bytes.fromhex(text.removeprefix(BLAKE2B)))
+    return OlderWrapping(bytes.fromhex(text))

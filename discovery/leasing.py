@@ -148,23 +148,23 @@ class Leasing:
             return self._answer(account_id, wanted, leases, workers, sample, sample.balance - cost)
         raise ProblemError(409, "conflict", "many foremen want the same workers at once: try again")
 
-    def markets(self, kinds: Sequence[TaskRecord], worker_ids: Sequence[str]) -> list[Market]:
-        """For tasks like each of `kinds`: workers, drawn for it, that could take a further replica.
+    def markets(self, kinds: Sequence[tuple[TaskRecord, Sequence[str]]]) -> list[Market]:
+        """For tasks of each of some kinds: workers, drawn for it, that could take a further replica.
 
         Args:
-            worker_ids: who had such tasks.
+            kinds: of each a task, and the workers that had one.
         """
         samples = self._store.samples(
             [
                 Draw(
                     *(of.worker_class, of.capabilities, self._settings.sample, (of.account_id, of.job_id), of.offer),
                     networks_count=self._trust.networks_count,
-                    named=worker_ids,
+                    named=had,
                 )
-                for of in kinds
+                for of, had in kinds
             ]
         )
-        return [self._market(task, sample) for task, sample in zip(kinds, samples, strict=True)]
+        return [self._market(task, sample) for (task, _), sample in zip(kinds, samples, strict=True)]
 
     def _market(self, task: TaskRecord, sample: Sample) -> Market:
         view = self._trust.view_of(sample.known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 
 from discovery import tasks as rules
@@ -232,9 +232,13 @@ class Settlement:
     ) -> dict[str, list[tuple[int, WorkerRecord]]]:
         """Leases tasks to as many further workers as they want and there are."""
         added: dict[str, list[tuple[int, WorkerRecord]]] = {}
-        named = {r.worker_id for record, _ in extend for r in (*record.heard, *record.replicas)}
-        kinds = {_kind(record): record for record, _ in extend}
-        markets = dict(zip(kinds, self._leasing.markets(list(kinds.values()), sorted(named)), strict=True))
+        kinds: dict[tuple[object, ...], TaskRecord] = {}
+        had: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        for record, _ in extend:
+            kinds[_kind(record)] = record
+            had[_kind(record)].update(each.worker_id for each in (*record.heard, *record.replicas))
+        drawn = self._leasing.markets([(of, sorted(had[kind])) for kind, of in kinds.items()])
+        markets = dict(zip(kinds, drawn, strict=True))
         for kind, market in markets.items():
             noted = changes.jobs.get((kinds[kind].account_id, kinds[kind].job_id))
             for worker_id in noted.undelivered if noted is not None else ():

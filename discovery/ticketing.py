@@ -47,7 +47,7 @@ class Ticketing:
 
     def wrapping_of(self, task: TaskRecord) -> Wrapping | None:
         """What makes the keys of a task; None once they are destroyed."""
-        return self._keyring.ready(task.wrapping) if task.nonce else None
+        return self._keyring.wrapping(task.wrapping) if task.nonce else None
 
     def assigned_workers(
         self,

@@ -128,7 +128,7 @@ def dispute_of(job_id: str, lease_id: str, result_key: bytes, tokens: Sequence[b
     digests = [hashlib.sha256(token).digest() for token in tokens]
     size = sum(len(token) for _, token in shown)
     most = route("discovery", "dispute").max_body_bytes
-    if not tokens or (size + 48 * len(tokens)) * 4 // 3 + BESIDES_BYTES > most:
+    if not tokens or size + 64 * len(tokens) + BESIDES_BYTES > most:
         return None
     proof = [m.ShownToken(position=position, token=token) for position, token in shown]
     return m.Dispute(job_id=job_id, lease_id=lease_id, digests=digests, tokens=proof)

@@ -25,6 +25,7 @@ class Label(Enum):
     WORKER = b"worker key"
     TICKET_SEAL = b"ticket seal"
     RECEIPT_SEAL = b"receipt seal"
+    TASK = b"task key"
     INPUT = b"input key"
     RESULT = b"result key"
     PROGRAM = b"program key"
@@ -119,6 +120,27 @@ class Wrapping:
         made = self._results.copy()
         made.update(nonce + lease_id.encode())
         return made.digest()
+
+
+class OlderWrapping(Wrapping):
+    """A wrapping key that was drawn before those of `Wrapping`: keys of tasks that it began are made as they were.
+
+    By HKDF, through a root key of the task, which is expanded without extracting first (RFC 5869, 3.3).
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def input_key(self, nonce: bytes, task_id: str) -> bytes:
+        return expand(self._root(nonce, task_id), Label.INPUT)
+
+    def result_key(self, nonce: bytes, lease_id: str) -> bytes:
+        return expand(self._root(nonce, lease_id.partition(".")[0]), Label.RESULT, lease_id.encode())
+
+    def _root(self, nonce: bytes, task_id: str) -> bytes:
+        return derive(self._key, Label.TASK, nonce, task_id.encode())
 
 
 def program_key(master: bytes, account_id: str, job_id: str) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ec262.protocol.keys import (
     NONCE_BYTES,
     Label,
+    OlderWrapping,
     Wrapping,
     derive,
     hkdf_sha256,
@@ -127,6 +128,12 @@ def test_golden_keys() -> None:
         wrapping.input_key(nonce, "t" * 24).hex() == "734938128532db9b27db9aa67bebee6f1fdc81fce1c9726f38ef0351f707fc9f"
     )
     assert wrapping.result_key(nonce, "t.0").hex() == "7196202531f502134276e2bee8b10f4cea1327d803880a4c12e8ea174c0c0cc1"
+    older = OlderWrapping(master)
+    assert older.input_key(nonce, "t" * 24).hex() == "bc6d111df19a7712cc32245864d0a9c74e3691e3a4a249d0dcfca69a9dc6d3dc"
+    assert (
+        older.result_key(nonce, "t" * 24 + ".0").hex()
+        == "ee591fa72472ada3e41ba6c8205e285d491cc04a5ca51c06ce34423113b27c6c"
+    )
     assert program_key(master, "a", "j").hex() == "ab6a8cb63b9f15198a5ca5c6985dfa76a61924f2c2c41bef0c5872c05c49b6b2"
     assert poll_key(master, "a", "j").hex() == "8c995e6ca72982d5ce16d3f54ec6431b8c10f7fc4ade8f999f321b02064d1758"
 
