@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from benchmarks.machine import busy_s
+from benchmarks.machine import busy_s, reference_loop_ms
 from discovery.app import create_discovery
 from discovery.service import calm_collector
 from discovery.settings import MOST_STARTING_CREDITS, Settings
@@ -309,6 +309,7 @@ def measure(service: Service, flags: argparse.Namespace, store: redis.Redis, war
                 done.result()
 
         run(flags.warm_up)
+        loop_ms = reference_loop_ms()
         warm()
         for foreman in foremen:
             foreman.replicas = 0
@@ -328,6 +329,7 @@ def measure(service: Service, flags: argparse.Namespace, store: redis.Redis, war
         others = busy - busy_before - spent.discovery_s - spent.store_s - spent.callers_s
         print(f"other programs kept {max(0.0, others) / took_s:.2f} cores busy meanwhile")
     print(f"the store grew by {grown / tasks:.0f} bytes a task, ledger included")
+    print(f"a million empty loops took {loop_ms:.1f} ms before and {reference_loop_ms():.1f} after")
     if isinstance(service, InProcess):
         _measure_memory(foremen[0], flags.batch, store)
 
