@@ -26,8 +26,7 @@ def judge(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes: Cha
     replica = task.replicas[number]
     if replica.kind is task.kind and replica.commitment == task.commitment:
         replica.state = advance_replica(replica.state, ReplicaEvent.AGREED)
-        changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", replica.price)
-        replica.vests_ms = _vests_ms(now_ms, terms)
+        _pay_out(task, replica, replica.price, now_ms, terms, changes)
         key = (task.account_id, replica.worker_id, replica.worker_account, replica.vests_ms)
         replicas, credits = changes.agreed.get(key, (0, 0))
         changes.agreed[key] = replicas + 1, credits + replica.price
@@ -52,8 +51,7 @@ def compensate(task: TaskRecord, number: int, now_ms: int, terms: Terms, changes
     replica = task.replicas[number]
     replica.state = advance_replica(replica.state, ReplicaEvent.EFFORT_OWED)
     fee = effort_fee(replica)
-    changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", fee)
-    replica.vests_ms = _vests_ms(now_ms, terms)
+    _pay_out(task, replica, fee, now_ms, terms, changes)
     changes.pay(task.account_id, replica.worker_id, replica.worker_account, replica.vests_ms, fee)
     refund(task, number, changes, less=fee)
 
@@ -66,6 +64,9 @@ def refund(task: TaskRecord, number: int, changes: Changes, *, less: int = 0) ->
     changes.frees[replica.worker_id].append(task.lease_id(number))
 
 
-def _vests_ms(now_ms: int, terms: Terms) -> int:
-    """From when on pay may be spent; 0: at once."""
-    return now_ms + terms.vesting_ms if terms.vesting_ms else 0
+def _pay_out(
+    task: TaskRecord, replica: ReplicaRecord, amount: int, now_ms: int, terms: Terms, changes: Changes
+) -> None:
+    """Moves a replica's pay out of escrow, and notes from when on it may be spent; who counts it is the caller's."""
+    changes.move(f"escrow:{task.task_id}", f"account:{replica.worker_account}", amount)
+    replica.vests_ms = now_ms + terms.vesting_ms if terms.vesting_ms else 0

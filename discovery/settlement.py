@@ -235,8 +235,9 @@ class Settlement:
         kinds: dict[tuple[object, ...], TaskRecord] = {}
         had: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
         for record, _ in extend:
-            kinds[_kind(record)] = record
-            had[_kind(record)].update(each.worker_id for each in (*record.heard, *record.replicas))
+            kind = _kind(record)
+            kinds[kind] = record
+            had[kind].update(each.worker_id for each in (*record.heard, *record.replicas))
         drawn = self._leasing.markets([(of, sorted(had[kind])) for kind, of in kinds.items()])
         markets = dict(zip(kinds, drawn, strict=True))
         for kind, market in markets.items():

@@ -8,6 +8,7 @@ which discovery makes three a replica, by keyed BLAKE2b: see `Wrapping`.
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b, sha256
 
 NONCE_BYTES = 16
@@ -62,7 +63,7 @@ def derive(secret: bytes, label: Label, *context: bytes) -> bytes:
 
 
 def extract(secret: bytes) -> bytes:
-    """What `expand` makes keys of: worth keeping where one secret makes many."""
+    """What `expand` makes keys of."""
     return hmac_sha256(_SALT, secret)
 
 
@@ -77,6 +78,12 @@ def expand(extracted: bytes, label: Label, *context: bytes) -> bytes:
 def worker_key(master: bytes, worker_id: str, key_version: int) -> bytes:
     """The key that discovery shares with one worker."""
     return derive(master, Label.WORKER, worker_id.encode(), key_version.to_bytes(4, "big"))
+
+
+@lru_cache(maxsize=8192)
+def seal_key(worker_key: bytes, label: Label) -> bytes:
+    """The key that seals tickets for a worker, or its receipts; kept, for each request names the same workers."""
+    return derive(worker_key, label)
 
 
 def spot_check_key(master: bytes) -> bytes:

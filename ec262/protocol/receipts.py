@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -17,7 +16,7 @@ from msgspec import Meta
 
 from ec262.errors import SealBroken
 from ec262.protocol.framing import parts_digest
-from ec262.protocol.keys import Label, derive
+from ec262.protocol.keys import Label, seal_key
 from ec262.protocol.sealing import seal, unseal
 
 MAX_RESULT_TOKENS = 65_536
@@ -96,14 +95,9 @@ def tokens_digest(digests: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join(digests)).digest()
 
 
-@lru_cache(maxsize=4096)
-def _seal_key(worker_key: bytes) -> bytes:
-    return derive(worker_key, Label.RECEIPT_SEAL)
-
-
 def seal_receipts(worker_key: bytes, bundle: ReceiptBundle) -> bytes:
     """The bundle as a token that only discovery and this worker can open or make."""
-    return seal(_seal_key(worker_key), _encoder.encode(bundle))
+    return seal(seal_key(worker_key, Label.RECEIPT_SEAL), _encoder.encode(bundle))
 
 
 def open_receipts(worker_key: bytes, token: bytes, *, worker_id: str) -> ReceiptBundle:
@@ -113,7 +107,7 @@ def open_receipts(worker_key: bytes, token: bytes, *, worker_id: str) -> Receipt
         SealBroken: not made by this worker, or changed on its way.
     """
     try:
-        bundle = _decoder.decode(unseal(_seal_key(worker_key), token))
+        bundle = _decoder.decode(unseal(seal_key(worker_key, Label.RECEIPT_SEAL), token))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise SealBroken("a receipt of another form: the worker is too old or too new") from None
     if bundle.worker_id != worker_id:

@@ -6,12 +6,10 @@ most of discovery's work. A bundle is redeemed lease by lease.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import msgspec
 
 from ec262.errors import SealBroken, TicketRefused
-from ec262.protocol.keys import Label, derive
+from ec262.protocol.keys import Label, seal_key
 from ec262.protocol.sealing import seal, unseal
 
 CLOCK_GRACE_S = 30.0
@@ -58,14 +56,9 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(TicketBundle)
 
 
-@lru_cache(maxsize=4096)
-def _seal_key(worker_key: bytes) -> bytes:
-    return derive(worker_key, Label.TICKET_SEAL)
-
-
 def seal_tickets(worker_key: bytes, bundle: TicketBundle) -> bytes:
     """The bundle as a token for the worker that holds `worker_key`."""
-    return seal(_seal_key(worker_key), _encoder.encode(bundle))
+    return seal(seal_key(worker_key, Label.TICKET_SEAL), _encoder.encode(bundle))
 
 
 def open_tickets(worker_key: bytes, token: bytes, *, worker_id: str, epoch: int) -> TicketBundle:
@@ -75,7 +68,7 @@ def open_tickets(worker_key: bytes, token: bytes, *, worker_id: str, epoch: int)
         TicketRefused: not sealed for this worker, or for an earlier start of it.
     """
     try:
-        bundle = _decoder.decode(unseal(_seal_key(worker_key), token))
+        bundle = _decoder.decode(unseal(seal_key(worker_key, Label.TICKET_SEAL), token))
     except (SealBroken, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise TicketRefused("the ticket was not sealed for this worker, or was changed on its way") from None
     if bundle.worker_id != worker_id:
